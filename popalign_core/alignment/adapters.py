@@ -1,0 +1,132 @@
+"""Policies: a trainable denoiser together with the frozen reference that it is compared with."""
+
+import copy
+from collections.abc import Generator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from popalign_core.alignment.denoiser import TrainableDenoiser
+from popalign_core.errors import InvalidInput
+
+TrainablePart = Literal["all", "cross_attention"]
+
+
+class Policy(Protocol):
+    """What is trained, and what it is compared with."""
+
+    @property
+    def denoiser(self) -> TrainableDenoiser:
+        """The model being trained; parameters that need no gradient are frozen."""
+        ...
+
+    def reference(self) -> AbstractContextManager[TrainableDenoiser]:
+        """The reference, usable inside the context only. Do not use the policy there: they may be one model."""
+        ...
+
+
+class AdapterSwitch(Protocol):
+    """A model whose adapters can be switched off and on, as every diffusers model with a peft adapter."""
+
+    def disable_adapters(self) -> None:
+        """Behave as the base model."""
+        ...
+
+    def enable_adapters(self) -> None:
+        """Behave as the adapted model, its adapters trainable."""
+        ...
+
+
+class FullPolicy:
+    """The weights themselves are trained; the reference is a frozen copy, taken here, of the same precision.
+
+    Two models in memory. A copy of lower precision would be smaller, but then g is not 0 at the first step.
+    """
+
+    def __init__(self, denoiser: TrainableDenoiser, trainable: TrainablePart = "all"):
+        self.denoiser = denoiser
+        self._reference = copy.deepcopy(denoiser)
+        for parameter in self._reference.parameters():
+            parameter.requires_grad_(False)
+        select_trainable(denoiser, trainable)
+
+    @contextmanager
+    def reference(self) -> Generator[TrainableDenoiser]:
+        """The frozen copy."""
+        yield self._reference
+
+
+class LoraPolicy:
+    """Only adapters are trained; the reference is the same model with the adapters off: one model in memory."""
+
+    def __init__(self, denoiser: TrainableDenoiser, adapters: AdapterSwitch):
+        self.denoiser = denoiser
+        self._adapters = adapters
+
+    @contextmanager
+    def reference(self) -> Generator[TrainableDenoiser]:
+        """The same denoiser, adapters off."""
+        with reference_mode(self._adapters):
+            yield self.denoiser
+
+
+@contextmanager
+def reference_mode(model: AdapterSwitch) -> Generator[None]:
+    """Inside, the model is its base model; afterwards it is the adapted one again, whatever happened."""
+    model.disable_adapters()
+    try:
+        yield
+    finally:
+        model.enable_adapters()
+
+
+def select_trainable(denoiser: TrainableDenoiser, part: TrainablePart) -> int:
+    """Make that part of the denoiser trainable and freeze the rest; returns the number of trainable elements.
+
+    "cross_attention": the layers through which the caption enters, `attn2` in diffusers' naming.
+    Raises: InvalidInput if nothing is left to train.
+    """
+    elements = 0
+    for name, parameter in denoiser.named_parameters():
+        chosen = part == "all" or ".attn2." in f".{name}."
+        parameter.requires_grad_(chosen)
+        elements += parameter.numel() if chosen else 0
+    if elements == 0:
+        raise InvalidInput(f"the model has no parameters of the part {part!r} to train.")
+    return elements
+
+
+def trainable_parameters(denoiser: TrainableDenoiser) -> dict[str, nn.Parameter]:
+    """The parameters that training changes, by name, in the model's order."""
+    return {name: parameter for name, parameter in denoiser.named_parameters() if parameter.requires_grad}
+
+
+def copy_weights(denoiser: TrainableDenoiser) -> dict[str, Tensor]:
+    """A copy of the trainable weights, by name: small for LoRA, the whole model else."""
+    return {name: parameter.detach().clone() for name, parameter in trainable_parameters(denoiser).items()}
+
+
+@torch.no_grad()
+def restore_weights(denoiser: TrainableDenoiser, weights: dict[str, Tensor]) -> None:
+    """Write back weights from `copy_weights`. Raises: InvalidInput if they are of another set of parameters."""
+    parameters = trainable_parameters(denoiser)
+    if parameters.keys() != weights.keys():
+        odd = sorted(parameters.keys() ^ weights.keys())
+        raise InvalidInput(f"the weights are of another model or another trainable part; first difference: {odd[0]}.")
+    for name, parameter in parameters.items():
+        if parameter.shape != weights[name].shape:
+            raise InvalidInput(f"{name} has shape {tuple(weights[name].shape)}, expected {tuple(parameter.shape)}.")
+        parameter.copy_(weights[name])
+
+
+@contextmanager
+def substituted_weights(denoiser: TrainableDenoiser, weights: dict[str, Tensor]) -> Generator[None]:
+    """Inside, the denoiser has those weights (an average, an earlier checkpoint); afterwards its own again."""
+    own = copy_weights(denoiser)
+    restore_weights(denoiser, weights)
+    try:
+        yield
+    finally:
+        restore_weights(denoiser, own)

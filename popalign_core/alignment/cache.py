@@ -1,0 +1,196 @@
+"""What a training run reads: cached latents and embeddings, pairs, and the batch of any step.
+
+A batch depends on the data, the settings and the step alone: nothing is carried from step to step, so a resumed run
+needs no saved random state, and one process draws what several would draw together.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from popalign_core.alignment.objective import PairLabels, number_populations
+from popalign_core.alignment.settings import AlignmentSettings
+from popalign_core.errors import InvalidInput
+from popalign_core.seeds import derive_seed
+
+
+@dataclass(frozen=True, eq=False)
+class AlignmentData:
+    """Encoded samples and captions, and the pairs over them.
+
+    latent_means: (samples, c, h, w), scaled as the denoiser expects. latent_deviations: the same shape, the spread of
+    the encoder's posterior, or None where latents are exact. prompt_embeddings: (captions, tokens, d); pooled:
+    (captions, p); empty_*: the unconditional caption's, (tokens, d) and (p,). winner, loser: (pairs,) rows of
+    latent_means; caption: (pairs,) rows of prompt_embeddings; weight: (pairs,) > 0; population: (pairs,) any integers.
+    Raises: InvalidInput on construction.
+    """
+
+    latent_means: Tensor
+    prompt_embeddings: Tensor
+    pooled: Tensor
+    empty_prompt_embedding: Tensor
+    empty_pooled: Tensor
+    winner: Tensor
+    loser: Tensor
+    caption: Tensor
+    weight: Tensor
+    population: Tensor
+    latent_deviations: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        pairs = len(self.winner)
+        if pairs == 0:
+            raise InvalidInput("there are no preference pairs to train on: every prompt was refused, see `refusals`.")
+        for name in ("loser", "caption", "weight", "population"):
+            if len(getattr(self, name)) != pairs:
+                raise InvalidInput(f"{name} has {len(getattr(self, name))} entries for {pairs} pairs.")
+        _require_rows("winner", self.winner, len(self.latent_means))
+        _require_rows("loser", self.loser, len(self.latent_means))
+        _require_rows("caption", self.caption, len(self.prompt_embeddings))
+        if not bool((torch.isfinite(self.weight) & (self.weight > 0)).all()):
+            raise InvalidInput("every pair needs a finite weight above 0; leave a pair out instead of weighting it 0.")
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> "AlignmentData":
+        """From numpy arrays named like the fields."""
+        return cls(**{name: torch.as_tensor(array) for name, array in arrays.items()})
+
+    @property
+    def latent_elements(self) -> int:
+        """Elements of one latent."""
+        return self.latent_means[0].numel()
+
+
+@dataclass(frozen=True, eq=False)
+class PairBatch:
+    """One process's share of a step. Winner and loser of a pair share noise, timestep and caption.
+
+    global_pairs: pairs of the step over all processes. The other shapes: see `AlignmentData` and `PairLabels`.
+    """
+
+    winner_latents: Tensor
+    loser_latents: Tensor
+    noise: Tensor
+    timesteps: Tensor
+    prompt_embeddings: Tensor
+    pooled: Tensor
+    labels: PairLabels
+    pairs: Tensor
+    global_pairs: int
+
+
+@dataclass(frozen=True)
+class Share:
+    """The part of every step that one of several processes computes."""
+
+    rank: int = 0
+    processes: int = 1
+
+
+WHOLE = Share()
+
+
+def draw_batch(
+    data: AlignmentData,
+    settings: AlignmentSettings,
+    step: int,
+    timesteps: int,
+    device: torch.device | str = "cpu",
+    share: Share = WHOLE,
+) -> PairBatch:
+    """The batch of the update that follows `step` finished ones.
+
+    timesteps: length of the noise schedule. Latents, noise and embeddings come as float32 on the device.
+    Raises: InvalidInput if a process would get no pair.
+    """
+    pairs, units = order_pairs(data, settings, step)
+    mine = units % share.processes == share.rank
+    if not bool(mine.any()):
+        raise InvalidInput(
+            f"a step of {len(pairs)} pairs leaves process {share.rank} of {share.processes} without any. "
+            "Raise alignment.pairs_per_step or use fewer processes."
+        )
+    # Everything is drawn for the whole step before it is shared out: the result must not depend on the processes.
+    generator = torch.Generator().manual_seed(derive_seed(settings.seed, "alignment", "noise", step))
+    shape = (len(pairs), *data.latent_means.shape[1:])
+    noise = torch.randn(shape, generator=generator)
+    steps = draw_timesteps(len(pairs), settings, timesteps, generator)
+    dropped = torch.rand(len(pairs), generator=generator) < settings.caption_dropout
+    posterior = torch.randn((2, *shape), generator=generator) if data.latent_deviations is not None else None
+
+    captions, keep = data.caption[pairs], ~dropped
+    embeddings = torch.where(keep[:, None, None], data.prompt_embeddings[captions], data.empty_prompt_embedding)
+    pooled = torch.where(keep[:, None], data.pooled[captions], data.empty_pooled)
+    return PairBatch(
+        winner_latents=_latents(data, data.winner[pairs], posterior, 0)[mine].to(device),
+        loser_latents=_latents(data, data.loser[pairs], posterior, 1)[mine].to(device),
+        noise=noise[mine].to(device),
+        timesteps=steps[mine].to(device),
+        prompt_embeddings=embeddings[mine].float().to(device),
+        pooled=pooled[mine].float().to(device),
+        labels=PairLabels(data.weight[pairs][mine].float().to(device), data.population[pairs][mine].to(device)),
+        pairs=pairs[mine],
+        global_pairs=len(pairs),
+    )
+
+
+def order_pairs(data: AlignmentData, settings: AlignmentSettings, step: int) -> tuple[Tensor, Tensor]:
+    """The pairs of a step and the unit each belongs to, both (pairs of the step,).
+
+    A unit is what must not be divided between processes or steps: a pair, or a population for "popalign_exact". All
+    units are visited once in a random order before any is visited again.
+    """
+    if settings.objective != "popalign_exact":
+        pairs = _rotate(len(data.winner), settings.pairs_per_step, settings.seed, step)
+        return pairs, torch.arange(len(pairs))
+    position, sizes = number_populations(data.population)
+    per_step = max(1, settings.pairs_per_step // int(sizes.max()))
+    chosen = _rotate(len(sizes), per_step, settings.seed, step)
+    members = [torch.nonzero(position == population).flatten() for population in chosen]
+    units = [torch.full((len(rows),), unit) for unit, rows in enumerate(members)]
+    return torch.cat(members), torch.cat(units)
+
+
+def draw_timesteps(count: int, settings: AlignmentSettings, timesteps: int, generator: torch.Generator) -> Tensor:
+    """Timesteps (count,), each uniform over the allowed range.
+
+    "stratified" puts exactly one into each of `count` equal parts of the range (in random order), which removes the
+    part of the gradient's variance that comes from uneven coverage. Raises: InvalidInput for an impossible range.
+    """
+    low, high = settings.timestep_range or (0, timesteps)
+    if not 0 <= low < high <= timesteps:
+        raise InvalidInput(f"alignment.timestep_range is {low}..{high}, expected a part of 0..{timesteps}.")
+    draws = torch.rand(count, generator=generator, dtype=torch.float64)
+    if settings.timestep_sampling == "stratified":
+        draws = (torch.randperm(count, generator=generator) + draws) / count
+    # The clamp guards against a draw that rounds up to 1.
+    return (low + (draws * (high - low)).long()).clamp(max=high - 1)
+
+
+def _rotate(total: int, count: int, seed: int, step: int) -> Tensor:
+    """Positions step * count ... of an endless sequence of permutations of range(total), (count,)."""
+    start = step * count
+    first, last = start // total, (start + count - 1) // total
+    orders = [_permutation(total, seed, epoch) for epoch in range(first, last + 1)]
+    offset = start - first * total
+    return torch.cat(orders)[offset : offset + count]
+
+
+def _permutation(total: int, seed: int, epoch: int) -> Tensor:
+    generator = torch.Generator().manual_seed(derive_seed(seed, "alignment", "order", epoch))
+    return torch.randperm(total, generator=generator)
+
+
+def _latents(data: AlignmentData, rows: Tensor, posterior: Tensor | None, side: int) -> Tensor:
+    means = data.latent_means[rows].float()
+    if posterior is None or data.latent_deviations is None:
+        return means
+    return means + data.latent_deviations[rows].float() * posterior[side]
+
+
+def _require_rows(name: str, rows: Tensor, total: int) -> None:
+    if not bool(((rows >= 0) & (rows < total)).all()):
+        raise InvalidInput(f"{name} names a row outside 0..{total - 1}.")

@@ -1,0 +1,111 @@
+"""When to stop, which checkpoint to keep, how far to step: decided from measured held-out disparity.
+
+A preference loss with a small beta has its optimum far beyond the target (see `objective.natural_beta`), so the loss
+cannot tell when to stop. Pure functions of the measurements so far: a resumed run decides as an undisturbed one.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from popalign_core.errors import InvalidInput
+
+StopReason = Literal["arrived", "turned"]
+
+
+@dataclass(frozen=True)
+class HeldOutPoint:
+    """One measurement on held-out prompts during training.
+
+    disparities: per axis, >= 0. kept: share of samples that still show the prompted subject, 1 if not measured.
+    """
+
+    step: int
+    disparities: Mapping[str, float]
+    kept: float = 1.0
+
+
+@dataclass(frozen=True)
+class StopVerdict:
+    """best: position of the point to keep in the history. reason: None to go on."""
+
+    best: int
+    reason: StopReason | None
+
+
+@dataclass(frozen=True)
+class StopRule:
+    """Keep the most even point, stop when things turn.
+
+    patience: measurements without a better one until "turned". min_gain: by how much the score must fall to count as
+    better. min_kept: points that keep the subject less often are never the best. floors: per axis, the disparity that
+    sampling alone would show (0 where not given); smaller values are counted as it, since nothing smaller is measured.
+    """
+
+    patience: int = 2
+    min_gain: float = 0.0
+    min_kept: float = 0.0
+    floors: Mapping[str, float] = field(default_factory=dict[str, float])
+
+    def judge(self, history: Sequence[HeldOutPoint]) -> StopVerdict:
+        """The verdict after the last measurement. history[0] is the model before training.
+
+        "arrived": every axis of the best point is at its floor. "turned": `patience` points brought nothing better.
+        Raises: InvalidInput for an empty history or points with other axes.
+        """
+        if not history:
+            raise InvalidInput("the model before training must be measured first.")
+        scores = [self.score(history[0].disparities, point.disparities) for point in history]
+        best = 0
+        for position, point in enumerate(history):
+            if point.kept >= self.min_kept and scores[position] < scores[best] - self.min_gain:
+                best = position
+        if all(value <= self.floors.get(axis, 0.0) for axis, value in history[best].disparities.items()):
+            return StopVerdict(best, "arrived")
+        return StopVerdict(best, "turned" if len(history) - 1 - best >= self.patience else None)
+
+    def score(self, before: Mapping[str, float], now: Mapping[str, float]) -> float:
+        """Mean over axes of disparity relative to that before training: 1 at the start, lower is more even.
+
+        Relative, so that no axis outweighs another by its number of groups. Raises: InvalidInput.
+        """
+        _require_comparable(before, now)
+        ratios = [self._raised(axis, value) / self._raised(axis, before[axis]) for axis, value in now.items()]
+        return sum(ratios) / len(ratios)
+
+    def _raised(self, axis: str, disparity: float) -> float:
+        # An axis that is exactly even before training needs some denominator: any later rise then counts heavily.
+        return max(disparity, self.floors.get(axis, 0.0), 1e-6)
+
+
+def axis_scales(before: Mapping[str, float], now: Mapping[str, float], floors: Mapping[str, float]) -> dict[str, float]:
+    """What is left of each axis's disparity above its floor, in [0, 1]: weights for pairs that move that axis.
+
+    before: when training began; an axis that was at its floor then has nothing left. Raises: InvalidInput.
+    """
+    _require_comparable(before, now)
+    scales: dict[str, float] = {}
+    for axis, value in now.items():
+        floor = floors.get(axis, 0.0)
+        room = before[axis] - floor
+        scales[axis] = min(1.0, max(0.0, value - floor) / room) if room > 0 else 0.0
+    return scales
+
+
+def step_scale(
+    before: Mapping[str, float], now: Mapping[str, float], floors: Mapping[str, float], least: float = 0.25
+) -> float:
+    """Factor in [least, 1] for the next round's learning rate or steps: what is left on the axis farthest from even.
+
+    The farthest axis sets the pace; the nearer ones are held back by `axis_scales` in their pairs' weights.
+    """
+    return max(least, *axis_scales(before, now, floors).values())
+
+
+def _require_comparable(before: Mapping[str, float], now: Mapping[str, float]) -> None:
+    if before.keys() != now.keys() or not before:
+        raise InvalidInput(f"disparities of {sorted(now)} cannot be compared with those of {sorted(before)}.")
+    for axis, value in [*before.items(), *now.items()]:
+        if not math.isfinite(value):
+            raise InvalidInput(f"the disparity of {axis} is not a number; were there any labelled samples?")

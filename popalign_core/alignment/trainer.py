@@ -1,0 +1,171 @@
+"""The training loop: one record a step, nothing logged, nothing saved; the caller does both between two records."""
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from popalign_core.alignment.adapters import Policy, trainable_parameters
+from popalign_core.alignment.cache import AlignmentData, PairBatch, draw_batch
+from popalign_core.alignment.checkpoint import TrainingState, begin, load_state
+from popalign_core.alignment.objective import DenoisingErrors, alignment_loss, batch_baseline
+from popalign_core.alignment.processes import Processes
+from popalign_core.alignment.safeguard import preserve_winners
+from popalign_core.alignment.settings import AlignmentSettings
+from popalign_core.errors import TrainingDiverged
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator  # pyright: ignore[reportMissingTypeStubs]
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """What one step did, over all processes.
+
+    step: finished steps, from 1. loss: with the anchor. implicit_accuracy: share of pairs whose winner gained more on
+    the reference than its loser. winner_margin, loser_margin: mean g, in units of mean squared error (see
+    `objective`). gradient_norm: before clipping. seconds: wall time, drawing the batch included.
+    """
+
+    step: int
+    loss: float
+    implicit_accuracy: float
+    winner_margin: float
+    loser_margin: float
+    gradient_norm: float
+    learning_rate: float
+    pairs: int
+    seconds: float
+
+
+@dataclass(frozen=True, eq=False)
+class Residuals:
+    """Predictions minus targets, each (pairs, c, h, w), float32."""
+
+    winner: Tensor
+    loser: Tensor
+
+
+def train(
+    policy: Policy,
+    data: AlignmentData,
+    settings: AlignmentSettings,
+    *,
+    state: TrainingState | None = None,
+    resume_from: Path | None = None,
+    accelerator: "Accelerator | None" = None,
+) -> Iterator[StepRecord]:
+    """Train the policy in place, up to `settings.steps` steps; yields one record after each.
+
+    state: from `begin` or `load_state`, for a caller that wants to save it between records or stop early; its policy
+    and settings must be the given ones. resume_from: a folder of `save_state`, for one that does not. accelerator:
+    gives the autocast and the exchange between processes; the policy must be on its device. None: one process, the
+    policy's own precision.
+    Raises: TrainingDiverged before the update of a step whose loss or gradient is not finite; InvalidInput.
+    """
+    processes = Processes(accelerator)
+    if state is None:
+        state = begin(policy, settings) if resume_from is None else load_state(policy, settings, resume_from)
+    while state.step < settings.steps:
+        yield _advance(state, data, processes)
+
+
+def _advance(state: TrainingState, data: AlignmentData, processes: Processes) -> StepRecord:
+    """One step. The state changes only if the step is sound."""
+    started = time.perf_counter()
+    denoiser, settings = state.policy.denoiser, state.settings
+    device = next(iter(denoiser.parameters())).device
+    batch = draw_batch(data, settings, state.step, len(denoiser.schedule), device, processes.share)
+    with processes.autocast():
+        errors, residuals = measure_errors(state.policy, batch)
+    loss, surrogate = _weigh(errors, residuals, batch, settings, processes)
+    state.optimizer.zero_grad(set_to_none=True)
+    surrogate.backward()  # pyright: ignore[reportUnknownMemberType]
+    norm = _clip_gradient(state, processes)
+
+    winner, loser = errors.log_ratios()
+    accuracy = errors.implicit_accuracy()
+    local = torch.stack([loss.detach(), accuracy, winner.detach().mean(), loser.detach().mean()])
+    means: list[float] = processes.mean_over_pairs(local, len(winner), batch.global_pairs).tolist()  # pyright: ignore
+    if not (math.isfinite(means[0]) and math.isfinite(norm)):
+        state.optimizer.zero_grad(set_to_none=True)
+        raise TrainingDiverged(step=state.step + 1, loss=norm if math.isfinite(means[0]) else means[0])
+    rate = settings.learning_rate_at(state.step)
+    _update(state, rate)
+    return StepRecord(
+        step=state.step,
+        loss=means[0],
+        implicit_accuracy=means[1],
+        winner_margin=means[2],
+        loser_margin=means[3],
+        gradient_norm=norm,
+        learning_rate=rate,
+        pairs=batch.global_pairs,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def measure_errors(policy: Policy, batch: PairBatch) -> tuple[DenoisingErrors, Residuals]:
+    """Errors of policy and reference on winners and losers, in one forward pass each; and the policy's residuals."""
+    schedule = policy.denoiser.schedule
+    clean = torch.cat([batch.winner_latents, batch.loser_latents])
+    noise, timesteps = torch.cat([batch.noise] * 2), torch.cat([batch.timesteps] * 2)
+    noisy, target = schedule.add_noise(clean, noise, timesteps), schedule.target(clean, noise, timesteps)
+    conditions = torch.cat([batch.prompt_embeddings] * 2), torch.cat([batch.pooled] * 2)
+
+    # The reference first: switching adapters off marks them as not trainable, which must not happen to a live graph.
+    with policy.reference() as reference, torch.no_grad():
+        reference_residuals = reference(noisy, timesteps, *conditions).float() - target
+    residuals = policy.denoiser(noisy, timesteps, *conditions).float() - target
+    winner, loser = residuals.square().flatten(1).mean(dim=1).chunk(2)
+    reference_winner, reference_loser = reference_residuals.square().flatten(1).mean(dim=1).chunk(2)
+    halves = residuals.detach().chunk(2)
+    return DenoisingErrors(winner, loser, reference_winner, reference_loser), Residuals(halves[0], halves[1])
+
+
+def _weigh(
+    errors: DenoisingErrors, residuals: Residuals, batch: PairBatch, settings: AlignmentSettings, processes: Processes
+) -> tuple[Tensor, Tensor]:
+    """The loss of this process's pairs, and what to differentiate so that gradients average over processes."""
+    pairs = len(errors.policy_winner)
+    loss = alignment_loss(
+        errors,
+        batch.labels,
+        objective=settings.objective,
+        beta=settings.beta,
+        anchor_weight=settings.anchor_weight,
+        baseline=processes.mean_over_pairs(batch_baseline(errors), pairs, batch.global_pairs),
+    )
+    surrogate = loss
+    if settings.winner_preserving:
+        surrogate, _ = preserve_winners(loss, errors, residuals.winner, residuals.loser)
+    # Shares may differ in size; the mean over processes must still be the mean over pairs.
+    return loss, surrogate * (pairs * processes.share.processes / batch.global_pairs)
+
+
+def _clip_gradient(state: TrainingState, processes: Processes) -> float:
+    """Average over processes, clip, and return the norm before clipping."""
+    parameters = list(trainable_parameters(state.policy.denoiser).values())
+    processes.average_gradients(parameters)
+    limit = state.settings.max_gradient_norm
+    return torch.nn.utils.clip_grad_norm_(parameters, math.inf if limit is None else limit).item()
+
+
+@torch.no_grad()
+def _update(state: TrainingState, learning_rate: float) -> None:
+    for group in state.optimizer.param_groups:
+        group["lr"] = learning_rate
+    state.optimizer.step()  # pyright: ignore[reportUnknownMemberType]
+    state.step += 1
+    decay = state.settings.ema_decay
+    if state.average is None or decay is None:
+        return
+    # Early on a shorter memory, or the average would keep the starting point for 1 / (1 - decay) steps.
+    decay = min(decay, (1 + state.step) / (10 + state.step))
+    for name, parameter in trainable_parameters(state.policy.denoiser).items():
+        state.average[name].lerp_(parameter, 1 - decay)
