@@ -1,0 +1,78 @@
+"""Checkpoint folders: what is in them is checked before anything is loaded, and hashed to name what was measured."""
+
+import hashlib
+import json
+from functools import lru_cache
+from pathlib import Path
+
+from popalign_core.errors import ModelNotUsable
+
+EMBEDDED = {
+    "emoji": Path(__file__).parent / "emoji" / "pipeline",
+    "emoji-clip": Path(__file__).parent / "emoji" / "judge-clip",
+    "emoji-heads": Path(__file__).parent / "emoji" / "judge-residual",
+}
+PICKLE_SUFFIXES = {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
+
+
+def resolve_source(source: str) -> str:
+    """The folder of an embedded model's name; any other folder or hub id as it is."""
+    return str(EMBEDDED.get(source, source))
+
+
+def check_pipeline_folder(folder: Path) -> None:
+    """Refuses a folder that is no complete SDXL pipeline in safetensors.
+
+    Raises: ModelNotUsable, naming what is missing or wrong.
+    """
+    index_file = folder / "model_index.json"
+    if not index_file.is_file():
+        raise ModelNotUsable(
+            f"{folder} holds no model_index.json: a diffusers pipeline folder is expected "
+            "(StableDiffusionXLPipeline.save_pretrained writes one)."
+        )
+    parts = json.loads(index_file.read_text())
+    if parts.get("_class_name") != "StableDiffusionXLPipeline":
+        raise ModelNotUsable(
+            f"{folder} is a {parts.get('_class_name')}; StableDiffusionXLPipeline is the architecture supported."
+        )
+    for part in ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler"):
+        if not (folder / part).is_dir():
+            raise ModelNotUsable(f"{folder} has no {part}/ folder, which an SDXL pipeline needs.")
+    for part in ("unet", "vae", "text_encoder", "text_encoder_2"):
+        check_weights(folder / part)
+    config = json.loads((folder / "unet" / "config.json").read_text())
+    if config.get("addition_embed_type") != "text_time":
+        raise ModelNotUsable(
+            f"{folder}/unet takes no pooled text and size conditions (addition_embed_type "
+            f"{config.get('addition_embed_type')!r}); an SDXL UNet has 'text_time'."
+        )
+
+
+def check_weights(folder: Path) -> None:
+    """Refuses a folder whose weights are missing or are pickles. Raises: ModelNotUsable."""
+    if any(folder.glob("*.safetensors")):
+        return
+    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLE_SUFFIXES)
+    if pickles:
+        raise ModelNotUsable(
+            f"{folder} holds pickled weights ({', '.join(pickles)}), which can run code when loaded; "
+            "convert them to safetensors first."
+        )
+    raise ModelNotUsable(f"{folder} holds no safetensors weights.")
+
+
+@lru_cache(maxsize=64)
+def folder_digest(folder: Path) -> str:
+    """SHA-256 (16 hex digits) over names and bytes of a checkpoint folder's files."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix != ".md"):
+        digest.update(path.relative_to(folder).as_posix().encode())
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()[:16]
+
+
+def source_digest(source: str) -> str:
+    """Digest of a local checkpoint folder, or of the name of a hub model."""
+    path = Path(resolve_source(source))
+    return folder_digest(path) if path.is_dir() else hashlib.sha256(source.encode()).hexdigest()[:16]

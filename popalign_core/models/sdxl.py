@@ -1,0 +1,153 @@
+"""SDXL checkpoints through diffusers: one loader for the embedded model, a local folder and a hub id."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from torch import Tensor
+
+from popalign_core.errors import InvalidInput, ModelNotUsable
+from popalign_core.models.checkpoints import check_pipeline_folder, check_weights, resolve_source, source_digest
+
+SCHEDULERS = {"ddim": DDIMScheduler, "euler": EulerDiscreteScheduler, "dpm++": DPMSolverMultistepScheduler}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+SchedulerName = Literal["ddim", "euler", "dpm++"]
+DtypeName = Literal["float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Where a model comes from: a pipeline (embedded name, folder or hub id), and what replaces or adapts its UNet."""
+
+    pipeline: str
+    unet: str | None = None
+    lora: str | None = None
+
+    def digest(self) -> str:
+        """Names the weights: digests of all folders involved."""
+        return "-".join(source_digest(part) for part in (self.pipeline, self.unet, self.lora) if part is not None)
+
+
+@dataclass(frozen=True)
+class PromptEmbeddings:
+    """Rows of distinct prompts: context (n, tokens, width), pooled (n, width)."""
+
+    context: Tensor
+    pooled: Tensor
+
+    def rows(self, indices: Sequence[int]) -> "PromptEmbeddings":
+        """The rows of the given prompts, repeats allowed."""
+        index = torch.tensor(list(indices))
+        return PromptEmbeddings(self.context[index], self.pooled[index])
+
+
+class SdxlModel:
+    """A loaded SDXL pipeline on a device. Frozen: nothing here changes its weights."""
+
+    def __init__(self, pipeline: StableDiffusionXLPipeline, source: ModelSource, device: torch.device):
+        self.pipeline = pipeline
+        self.source = source
+        self.device = device
+
+    @property
+    def pixels_per_latent(self) -> int:
+        """Image pixels per latent position along each side."""
+        return int(self.pipeline.vae_scale_factor)
+
+    @property
+    def native_size(self) -> int:
+        """Image side in pixels at which the UNet was trained."""
+        return int(self.pipeline.unet.config.sample_size) * self.pixels_per_latent
+
+    def check_size(self, height: int, width: int) -> None:
+        """Raises: InvalidInput where the size does not fit the latent grid and the UNet's levels."""
+        step = self.pixels_per_latent * 2 ** (len(self.pipeline.unet.config.block_out_channels) - 1)
+        if height % step or width % step:
+            raise InvalidInput(
+                f"image size {height} x {width} is not divisible by {step}, which this model needs; "
+                f"the nearest is {max(step, round(height / step) * step)} x {max(step, round(width / step) * step)}."
+            )
+
+    @torch.no_grad()
+    def encode_prompts(self, texts: Sequence[str]) -> PromptEmbeddings:
+        """Embeddings of prompts, on the CPU in the model's dtype; the empty one by `encode_unconditional`."""
+        context, _, pooled, _ = self.pipeline.encode_prompt(
+            prompt=list(texts), device=self.device, num_images_per_prompt=1, do_classifier_free_guidance=False
+        )
+        return PromptEmbeddings(context.cpu(), pooled.cpu())
+
+    @torch.no_grad()
+    def encode_unconditional(self) -> PromptEmbeddings:
+        """What stands for "no prompt": zeros where the pipeline says so (as SDXL does), else the empty string's."""
+        empty = self.encode_prompts([""])
+        if self.pipeline.config.force_zeros_for_empty_prompt:
+            return PromptEmbeddings(torch.zeros_like(empty.context), torch.zeros_like(empty.pooled))
+        return empty
+
+    def time_ids(self, height: int, width: int) -> Tensor:
+        """SDXL's size conditions (1, 6): original size, crop corner, target size."""
+        return torch.tensor([[height, width, 0, 0, height, width]], dtype=torch.float32)
+
+    @torch.no_grad()
+    def encode_images(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Scaled latent moments of images: mean and deviation, each (n, c, h, w), on the CPU in float32.
+
+        pixels: float (n, 3, h, w) in [-1, 1].
+        """
+        vae = self.pipeline.vae
+        posterior = vae.encode(pixels.to(self.device, vae.dtype)).latent_dist
+        factor, shift = vae.config.scaling_factor, getattr(vae.config, "shift_factor", None) or 0.0
+        return ((posterior.mean - shift) * factor).float().cpu(), (posterior.std * factor).float().cpu()
+
+
+def pick_device(name: str) -> torch.device:
+    """ "auto" is the first accelerator, else the CPU."""
+    if name != "auto":
+        return torch.device(name)
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return accelerator or torch.device("cpu")
+
+
+def load_sdxl(source: ModelSource, *, device: str = "auto", dtype: DtypeName = "float32") -> SdxlModel:
+    """Loads a pipeline in safetensors, with a replaced UNet or a LoRA where the source names one.
+
+    Raises: ModelNotUsable with the reason and the way out.
+    """
+    resolved = resolve_source(source.pipeline)
+    options: dict[str, Any] = {"torch_dtype": DTYPES[dtype], "use_safetensors": True}
+    if Path(resolved).exists():
+        check_pipeline_folder(Path(resolved))
+    if source.unet is not None:
+        check_weights(Path(source.unet))
+        options["unet"] = UNet2DConditionModel.from_pretrained(source.unet, **options)
+    try:
+        pipeline = StableDiffusionXLPipeline.from_pretrained(resolved, add_watermarker=False, **options)
+    except (OSError, ValueError) as error:
+        raise ModelNotUsable(
+            f"{source.pipeline!r} could not be loaded as an SDXL pipeline: {error}. Give an embedded name, the path of "
+            "a pipeline folder, or a hub id that this machine can reach or has in its cache."
+        ) from error
+    if source.lora is not None:
+        pipeline.load_lora_weights(source.lora)
+    place = pick_device(device)
+    pipeline.to(place)
+    pipeline.unet.to(memory_format=torch.channels_last)
+    pipeline.vae.to(memory_format=torch.channels_last)
+    pipeline.set_progress_bar_config(disable=True)
+    for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder, pipeline.text_encoder_2):
+        part.eval().requires_grad_(False)
+    return SdxlModel(pipeline, source, place)
+
+
+def set_scheduler(model: SdxlModel, name: SchedulerName) -> None:
+    """Replaces the pipeline's sampler, keeping its noise schedule."""
+    model.pipeline.scheduler = SCHEDULERS[name].from_config(model.pipeline.scheduler.config)
