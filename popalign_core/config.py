@@ -1,0 +1,192 @@
+"""What a run does: one small frozen model a stage, and named presets. Drives the CLI, `prefect.yaml` and the form."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+
+from popalign_core.attributes import AXES
+from popalign_core.errors import InvalidInput, UnknownName
+
+AxisName = Literal["perceived_gender", "perceived_race", "perceived_skin_tone", "perceived_age", "perceived_couple"]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class StageConfig(BaseModel):
+    """Frozen; an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ExpansionConfig(StageConfig):
+    """Which prompts, and which attributes they are crossed with."""
+
+    prompts: Annotated[
+        tuple[str, ...],
+        Field(title="Prompt sets", description="Built-in sets, or `split=path` of a text file, one subject a line."),
+    ] = ("emoji-occupations", "emoji-activities")
+    axes: Annotated[
+        tuple[AxisName, ...], Field(title="Axes", min_length=1, description="Perceived attributes, crossed.")
+    ] = ("perceived_gender", "perceived_skin_tone")
+    prefix: Annotated[str, Field(title="Prefix", description="The same on both sides of every pair.")] = "a photo of "
+    max_subjects: Annotated[
+        int, Field(title="Subjects a split", ge=0, description="Only the first so many of each split; 0 = all.")
+    ] = 0
+
+
+class SamplingConfig(StageConfig):
+    """How images are drawn. Everything here is part of the sampler's fingerprint."""
+
+    scheduler: Annotated[Literal["ddim", "euler", "dpm++"], Field(title="Scheduler")] = "ddim"
+    steps: Annotated[PositiveInt, Field(title="Steps")] = 30
+    guidance_scale: Annotated[float, Field(title="Guidance", ge=1, description="1 = none.")] = 5.0
+    image_size: Annotated[
+        int, Field(title="Image side", ge=0, description="Pixels; 0 = the size the model was trained at.")
+    ] = 0
+    batch_size: Annotated[PositiveInt, Field(title="Batch", description="Images in one fixed batch shape.")] = 8
+    shard_size: Annotated[
+        PositiveInt, Field(title="Shard", description="Images in one committed shard: what a crash can cost.")
+    ] = 256
+    dtype: Annotated[Literal["float32", "bfloat16", "float16"], Field(title="Number format")] = "float32"
+    attention: Annotated[
+        Literal["default", "cudnn", "flash", "efficient", "math"], Field(title="Attention kernel")
+    ] = "default"
+
+
+class ImageCounts(StageConfig):
+    """How many images are drawn for what. More images lower the sampling floor sqrt((1 - 1/K) / n)."""
+
+    train_neutral: Annotated[PositiveInt, Field(title="Training, a neutral prompt")] = 20
+    train_specific: Annotated[PositiveInt, Field(title="Training, a group")] = 2
+    validation: Annotated[PositiveInt, Field(title="Validation, a prompt")] = 24
+    evaluation: Annotated[PositiveInt, Field(title="Held out, a prompt")] = 48
+    trained: Annotated[int, Field(title="Trained prompts again, a prompt", ge=0)] = 16
+    obedience: Annotated[PositiveInt, Field(title="Identity-specific held out, a group and prompt")] = 2
+
+
+class ClassificationConfig(StageConfig):
+    """Who says which attribute is perceived. The judge of the assessment is another model than the builder's."""
+
+    builder: Annotated[
+        str, Field(title="Builder", description="open_clip model: embedded name, folder, or architecture@pretrained.")
+    ] = "emoji-clip"
+    judge: Annotated[
+        str, Field(title="Judge", description="Independent classifiers: embedded name or a folder with one an axis.")
+    ] = "emoji-heads"
+    min_confidence: Annotated[Share, Field(title="Least confidence")] = 0.6
+    max_unclassified: Annotated[
+        Share, Field(title="Most unclassified", description="Above this share of unknowns the run stops.")
+    ] = 0.5
+
+    @model_validator(mode="after")
+    def _two_classifiers(self) -> "ClassificationConfig":
+        if self.builder == self.judge:
+            raise ValueError("builder and judge are the same model: preferences would be judged by their own maker")
+        return self
+
+
+class PopulationsConfig(StageConfig):
+    """How preferred populations are drawn."""
+
+    size: Annotated[PositiveInt, Field(title="Population size")] = 20
+    weighting: Annotated[
+        Literal["even", "contrast", "discrepancy"],
+        Field(title="Pair weights", description="Whether pairs that move the population to its target count more."),
+    ] = "contrast"
+
+
+class AlignmentConfig(StageConfig):
+    """How the model is moved. `rounds` redraws both populations from the current model; 1 is the paper's one shot."""
+
+    objective: Annotated[Literal["popalign", "popalign_exact", "dpo", "sft"], Field(title="Objective")] = "popalign"
+    rounds: Annotated[PositiveInt, Field(title="Rounds")] = 3
+    steps: Annotated[PositiveInt, Field(title="Steps a round")] = 25
+    pairs_per_step: Annotated[PositiveInt, Field(title="Pairs a step")] = 32
+    learning_rate: Annotated[float, Field(title="Learning rate", gt=0)] = 4e-5
+    beta: Annotated[
+        float, Field(title="Beta", gt=0, description="On mean squared error a latent element; logged in natural units.")
+    ] = 500.0
+    anchor_weight: Annotated[float, Field(title="Anchor", ge=0, description="Weight of the winners' own error.")] = 100.0
+    lora_rank: Annotated[int, Field(title="LoRA rank", ge=0, description="0 = full fine-tuning of the UNet.")] = 0
+
+
+class AssessmentConfig(StageConfig):
+    """When a model is promoted."""
+
+    min_reduction: Annotated[
+        Share, Field(title="Least reduction", description="Share by which every axis must fall.")
+    ] = 0.5
+    max_obedience_drop: Annotated[Share, Field(title="Most obedience lost")] = 0.02
+    max_score_drop: Annotated[Share, Field(title="Most CLIP score lost", description="Relative.")] = 0.02
+    max_unknown_rise: Annotated[Share, Field(title="Most unknowns gained")] = 0.05
+    resamples: Annotated[int, Field(title="Bootstrap resamples", ge=200)] = 2000
+
+
+class RunConfig(StageConfig):
+    """A whole run: the model, the seed and a part for every stage."""
+
+    model: Annotated[str, Field(title="Model", description="Embedded name, pipeline folder or hub id.")] = "emoji"
+    seed: Annotated[int, Field(title="Seed", ge=0)] = 0
+    device: Annotated[str, Field(title="Device", description="auto, cpu, cuda, cuda:1 ...")] = "auto"
+    expansion: Annotated[ExpansionConfig, Field(title="Expansion")] = ExpansionConfig()
+    sampling: Annotated[SamplingConfig, Field(title="Sampling")] = SamplingConfig()
+    images: Annotated[ImageCounts, Field(title="Images")] = ImageCounts()
+    classification: Annotated[ClassificationConfig, Field(title="Classification")] = ClassificationConfig()
+    populations: Annotated[PopulationsConfig, Field(title="Populations")] = PopulationsConfig()
+    alignment: Annotated[AlignmentConfig, Field(title="Alignment")] = AlignmentConfig()
+    assessment: Annotated[AssessmentConfig, Field(title="Assessment")] = AssessmentConfig()
+
+
+_EMOJI = RunConfig(
+    sampling=SamplingConfig(scheduler="dpm++", steps=10, guidance_scale=3.0, batch_size=64, shard_size=256),
+)
+_SDXL = RunConfig(
+    model="stabilityai/stable-diffusion-xl-base-1.0",
+    expansion=ExpansionConfig(prompts=("sdxl-occupations",), axes=("perceived_gender", "perceived_race")),
+    sampling=SamplingConfig(steps=30, batch_size=16, dtype="bfloat16"),
+    images=ImageCounts(train_neutral=100, train_specific=10, validation=48, evaluation=100, trained=0, obedience=10),
+    classification=ClassificationConfig(builder="ViT-L-14@datacomp_xl_s13b_b90k", judge="./judges/fairface"),
+    populations=PopulationsConfig(size=100),
+    alignment=AlignmentConfig(steps=250, pairs_per_step=8, learning_rate=1e-5, beta=5000, lora_rank=16),
+)
+_PAPER = _SDXL.model_copy(
+    update={
+        "sampling": SamplingConfig(steps=50, batch_size=16, dtype="bfloat16"),
+        "populations": PopulationsConfig(size=100, weighting="even"),
+        "alignment": AlignmentConfig(
+            rounds=1, steps=750, pairs_per_step=8, learning_rate=5e-7, beta=5000, anchor_weight=0, lora_rank=0
+        ),
+    }
+)
+PRESETS = {"emoji": _EMOJI, "sdxl": _SDXL, "sdxl-paper": _PAPER}
+PresetName = Literal["emoji", "sdxl", "sdxl-paper"]
+
+
+def preset(name: str) -> RunConfig:
+    """A named configuration. Raises: UnknownName."""
+    if name not in PRESETS:
+        raise UnknownName(kind="preset", got=name, known=list(PRESETS))
+    return PRESETS[name]
+
+
+def with_settings(config: RunConfig, settings: dict[str, str]) -> RunConfig:
+    """A copy with dotted keys replaced ("sampling.steps" -> "20"), everything checked again. Raises: InvalidInput."""
+    values = config.model_dump(mode="json")
+    for key, value in settings.items():
+        part, _, field = key.partition(".")
+        target = values.get(part) if field else values
+        name = field or part
+        if not isinstance(target, dict) or name not in target:
+            known = [f"{a}.{b}" for a, stage in values.items() if isinstance(stage, dict) for b in stage]
+            raise UnknownName(kind="setting", got=key, known=[*known, "model", "seed", "device"])
+        target[name] = [part.strip() for part in value.split(",")] if isinstance(target[name], list) else value
+    return parse_config(values)
+
+
+def parse_config(values: object) -> RunConfig:
+    """A configuration from plain values. Raises: InvalidInput with one line a fault."""
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        faults = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']} (got {fault['input']!r})" for fault in error.errors()]
+        axes = f" Axes are {', '.join(AXES)}." if any("axes" in fault for fault in faults) else ""
+        raise InvalidInput("the configuration is not usable: " + "; ".join(faults) + "." + axes) from error
