@@ -59,16 +59,29 @@ class FullPolicy:
 
 
 class LoraPolicy:
-    """Only adapters are trained; the reference is the same model with the adapters off: one model in memory."""
+    """Only adapters are trained; the reference is the same model: one model in memory.
 
-    def __init__(self, denoiser: TrainableDenoiser, adapters: AdapterSwitch):
+    reference_at: "base", the model with its adapters off; "start", with the adapters as they are now, which is what a
+    further round compares with. For a new adapter the two are the same function.
+    """
+
+    def __init__(
+        self,
+        denoiser: TrainableDenoiser,
+        adapters: AdapterSwitch,
+        reference_at: Literal["base", "start"] = "base",
+    ):
         self.denoiser = denoiser
         self._adapters = adapters
+        self._start = copy_weights(denoiser) if reference_at == "start" else None
 
     @contextmanager
     def reference(self) -> Generator[TrainableDenoiser]:
-        """The same denoiser, adapters off."""
-        with reference_mode(self._adapters):
+        """The same denoiser, its adapters off or as they were."""
+        inside = reference_mode(self._adapters)
+        if self._start is not None:
+            inside = substituted_weights(self.denoiser, self._start)
+        with inside:
             yield self.denoiser
 
 

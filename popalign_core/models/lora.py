@@ -1,17 +1,13 @@
 """Low-rank adapters on a diffusers UNet, in the files that `StableDiffusionXLPipeline.load_lora_weights` reads."""
 
-# diffusers and peft are typed in part only; what they return is annotated where it enters.
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
+from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 from peft import LoraConfig
-from peft.utils import get_peft_model_state_dict
+from peft.utils import get_peft_model_state_dict  # pyright: ignore[reportUnknownVariableType]
 from safetensors import SafetensorError
 
 from popalign_core.errors import InvalidInput, ModelNotUsable
@@ -46,10 +42,7 @@ def add_lora(unet: UNet2DConditionModel, rank: int, targets: LoraTargets, seed: 
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         unet.add_adapter(config, adapter_name=ADAPTER)
-    factors = [parameter for parameter in unet.parameters() if parameter.requires_grad]
-    for factor in factors:
-        factor.data = factor.data.float()
-    return sum(factor.numel() for factor in factors)
+    return _train_only_adapter(unet)
 
 
 def save_lora(unet: UNet2DConditionModel, folder: Path) -> None:
@@ -58,8 +51,11 @@ def save_lora(unet: UNet2DConditionModel, folder: Path) -> None:
     StableDiffusionXLPipeline.save_lora_weights(folder, unet_lora_layers=layers, weight_name=FILE_NAME)
 
 
-def load_lora(unet: UNet2DConditionModel, folder: Path) -> None:
-    """Put the adapter of a folder on the UNet, switched on and trainable. Raises: ModelNotUsable."""
+def load_lora(unet: UNet2DConditionModel, folder: Path) -> int:
+    """Put the adapter of a folder on a UNet without one, ready to train on; returns its number of elements.
+
+    Raises: ModelNotUsable.
+    """
     try:
         found: tuple[Any, ...] = StableDiffusionXLPipeline.lora_state_dict(
             str(folder), weight_name=FILE_NAME, unet_config=unet.config, use_safetensors=True, local_files_only=True
@@ -68,9 +64,21 @@ def load_lora(unet: UNet2DConditionModel, folder: Path) -> None:
         raise ModelNotUsable(f"the adapter in {folder} cannot be read: {error}.") from error
     weights: Mapping[str, torch.Tensor] = found[0]
     StableDiffusionXLPipeline.load_lora_into_unet(weights, found[1], unet, adapter_name=ADAPTER)
+    return _train_only_adapter(unet)
 
 
 def merge_lora(unet: UNet2DConditionModel) -> None:
     """Add the adapter to the weights and remove it; the UNet then saves and loads as any other."""
     unet.fuse_lora(adapter_names=[ADAPTER])
     unet.unload_lora()
+
+
+def _train_only_adapter(unet: UNet2DConditionModel) -> int:
+    elements = 0
+    for name, parameter in unet.named_parameters():
+        chosen = f".{ADAPTER}." in name
+        parameter.requires_grad_(chosen)
+        if chosen:
+            parameter.data = parameter.data.float()
+            elements += parameter.numel()
+    return elements

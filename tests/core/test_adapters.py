@@ -182,6 +182,26 @@ def test_adapters_come_back_on_after_an_error(data: AlignmentData) -> None:
     assert list(trainable_parameters(denoiser)) == names
 
 
+def test_a_further_round_compares_with_its_own_start(data: AlignmentData, tmp_path: Path) -> None:
+    policy, denoiser = lora_policy()
+    list(train(policy, data, SETTINGS))
+    after_one_round = predict(denoiser)
+    save_lora(denoiser.unet, tmp_path)
+
+    base = UNetDenoiser(tiny_unet())
+    elements = load_lora(base.unet, tmp_path)
+    assert elements == sum(parameter.numel() for parameter in trainable_parameters(base).values())
+    assert all(".lora_" in name for name in trainable_parameters(base))
+    further = LoraPolicy(base, base.unet, reference_at="start")
+    records = list(train(further, data, SETTINGS))
+    assert (records[0].winner_margin, records[0].loser_margin) == (0.0, 0.0)
+    with further.reference():
+        assert torch.equal(predict(base), after_one_round)
+    assert not torch.equal(predict(base), after_one_round)
+    with LoraPolicy(base, base.unet).reference():
+        assert torch.equal(predict(base), predict(UNetDenoiser(tiny_unet())))
+
+
 def test_parts_of_a_unet_are_selected_by_their_role() -> None:
     denoiser = UNetDenoiser(tiny_unet())
     attention = select_trainable(denoiser, "cross_attention")

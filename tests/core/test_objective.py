@@ -25,7 +25,7 @@ from popalign_core.alignment.settings import Objective
 PREFERENCE_OBJECTIVES: tuple[Objective, ...] = ("popalign", "popalign_exact", "dpo")
 BETA = 3.0
 # No deadline: the first backward pass of a process takes seconds on a busy machine.
-examples = settings(deadline=None, max_examples=60)
+examples = settings(deadline=None, max_examples=40)
 errors_list = st.lists(st.floats(0, 2, width=32), min_size=4, max_size=4)
 pair_values = st.lists(errors_list, min_size=1, max_size=8)
 
