@@ -1,0 +1,68 @@
+"""An SDXL UNet as the trainer sees it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor, nn
+
+from popalign_core.alignment.adapters import FullPolicy, LoraPolicy, Policy
+from popalign_core.alignment.denoiser import NoiseSchedule
+from popalign_core.models.lora import LoraTargets, add_lora, save_lora
+from popalign_core.models.sdxl import SdxlModel
+
+
+class SdxlDenoiser(nn.Module):
+    """A UNet with its schedule and the size conditions of one resolution."""
+
+    def __init__(self, unet: UNet2DConditionModel, schedule: NoiseSchedule, time_ids: Tensor):
+        """time_ids: (1, 6), see `SdxlModel.time_ids`."""
+        super().__init__()
+        self.unet = unet
+        self.schedule = schedule
+        self.register_buffer("time_ids", time_ids, persistent=False)
+
+    def forward(self, noisy: Tensor, timesteps: Tensor, prompt_embeddings: Tensor, pooled: Tensor) -> Tensor:
+        """See `TrainableDenoiser`."""
+        time_ids = self.get_buffer("time_ids").to(noisy.device, pooled.dtype).expand(len(noisy), -1)
+        conditions = {"text_embeds": pooled, "time_ids": time_ids}
+        return self.unet(noisy, timesteps, prompt_embeddings, added_cond_kwargs=conditions, return_dict=False)[0]
+
+    def named_parameters(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, nn.Parameter]]:
+        """The UNet's parameters."""
+        return super().named_parameters(prefix, recurse, remove_duplicate)
+
+
+def noise_schedule(model: SdxlModel) -> NoiseSchedule:
+    """The forward process that a pipeline was trained on."""
+    scheduler = model.pipeline.scheduler
+    alphas: Tensor = scheduler.alphas_cumprod
+    return NoiseSchedule(alphas.float(), scheduler.config.prediction_type)
+
+
+def make_policy(model: SdxlModel, *, lora_rank: int, lora_targets: LoraTargets = "attention", seed: int) -> Policy:
+    """A policy over a loaded model's UNet: full fine-tuning in float32 (rank 0) or a LoRA adapter."""
+    unet = model.pipeline.unet
+    denoiser = SdxlDenoiser(unet, noise_schedule(model), model.time_ids(model.native_size, model.native_size))
+    denoiser.to(model.device)
+    if lora_rank == 0:
+        # Master weights in float32: at these learning rates an update is lost in bfloat16.
+        unet.to(torch.float32)
+        return FullPolicy(denoiser)
+    add_lora(unet, lora_rank, lora_targets, seed)
+    return LoraPolicy(denoiser, unet)
+
+
+def save_weights(policy: Policy, folder: Path, *, lora: bool) -> None:
+    """Writes what was trained: `unet/` as diffusers saves it, or `lora/` as `load_lora_weights` reads it."""
+    denoiser = policy.denoiser
+    assert isinstance(denoiser, SdxlDenoiser)  # made by make_policy
+    part = folder / ("lora" if lora else "unet")
+    part.mkdir()
+    if lora:
+        save_lora(denoiser.unet, part)
+    else:
+        denoiser.unet.save_pretrained(part, safe_serialization=True)
