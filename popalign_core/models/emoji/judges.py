@@ -22,7 +22,7 @@ from popalign_core.models.emoji.pictures import NO_LABEL, Pictures, augmented
 from popalign_core.models.emoji.roles import GENDERS, ROLES, TONES, VENDORS
 from popalign_core.models.emoji.text import CONTEXT_TOKENS, write_tokenizer
 
-HELD_OUT_VENDOR = "twemoji"
+HELD_OUT_VENDOR = "fluent"
 NO_PERSON_CAPTION = "a photo of an object"
 NO_PERSON_LABEL = "no person"
 CLIP_CONFIG = {

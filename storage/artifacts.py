@@ -1,0 +1,108 @@
+"""References to committed directories, and the manifests that make them trustworthy."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from storage.errors import CorruptArtifact, NotCommitted
+from storage.layout import Workspace, check_name
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class ArtifactRef:
+    """Names one committed directory: all that passes between tasks. workspace: absolute path."""
+
+    workspace: str
+    run_id: str
+    table: str
+    key: str
+
+    @property
+    def folder(self) -> Path:
+        """Where it lies once committed."""
+        run = Workspace(Path(self.workspace)).run_folder(self.run_id)
+        return run / check_name("table", self.table) / check_name("key", self.key)
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """One file of an artifact."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What was committed. facts: times, versions, host: everything that may differ between two equal runs."""
+
+    files: dict[str, FileEntry]
+    facts: dict[str, Any]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over names and contents, not over facts."""
+        lines = [f"{name} {entry.sha256}" for name, entry in sorted(self.files.items())]
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+    def to_json(self) -> str:
+        """As it is written."""
+        files = {name: {"bytes": e.bytes, "sha256": e.sha256} for name, e in sorted(self.files.items())}
+        return json.dumps({"files": files, "facts": self.facts}, indent=1, sort_keys=True) + "\n"
+
+
+def is_committed(ref: ArtifactRef) -> bool:
+    """Existence of the manifest means completeness."""
+    return (ref.folder / MANIFEST).is_file()
+
+
+def read_manifest(ref: ArtifactRef) -> Manifest:
+    """Raises: NotCommitted, CorruptArtifact where the manifest is no JSON of ours."""
+    path = ref.folder / MANIFEST
+    try:
+        values = cast("dict[str, Any]", json.loads(path.read_text()))
+        entries = cast("dict[str, dict[str, Any]]", values["files"])
+        files = {name: FileEntry(int(e["bytes"]), str(e["sha256"])) for name, e in entries.items()}
+        return Manifest(files, values["facts"])
+    except FileNotFoundError as error:
+        raise NotCommitted(f"{ref.table}/{ref.key} of run {ref.run_id} is not committed in {ref.workspace}.") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise CorruptArtifact(
+            f"{path} is not a manifest ({error}); remove the folder and run again with the same id."
+        ) from error
+
+
+def artifact_digest(ref: ArtifactRef) -> str:
+    """Digest of a committed artifact's contents."""
+    return read_manifest(ref).digest
+
+
+def committed_keys(workspace: Workspace, run_id: str, table: str) -> list[ArtifactRef]:
+    """All committed artifacts of a table, by key."""
+    folder = workspace.run_folder(run_id) / table
+    keys = sorted(path.parent.name for path in folder.glob(f"*/{MANIFEST}") if not path.parent.name.startswith("."))
+    return [ArtifactRef(str(workspace.root), run_id, table, key) for key in keys]
+
+
+def file_entry(path: Path) -> FileEntry:
+    """Size and hash of a file as it lies on disk."""
+    with path.open("rb") as stream:
+        return FileEntry(path.stat().st_size, hashlib.file_digest(stream, "sha256").hexdigest())
+
+
+def verify(ref: ArtifactRef) -> None:
+    """Hashes every file again. Raises: CorruptArtifact naming the file."""
+    for name, entry in read_manifest(ref).files.items():
+        path = ref.folder / name
+        if not path.is_file():
+            raise CorruptArtifact(f"{path} is missing; remove {ref.folder} and run again with the same run id.")
+        found = file_entry(path)
+        if found != entry:
+            raise CorruptArtifact(
+                f"{path} has {found.bytes} bytes and hash {found.sha256[:12]}, its manifest says {entry.bytes} and "
+                f"{entry.sha256[:12]}; remove {ref.folder} and run again with the same run id."
+            )
