@@ -30,7 +30,6 @@ TABLES: dict[str, TableSpec] = {
             ("preset", STR, "preset the configuration started from"),
             ("config_json", STR, "the whole configuration as JSON"),
             ("versions_json", STR, "library versions as JSON"),
-            ("started_at", STR, "UTC time, ISO 8601"),
         ],
     ),
     "prompts": (

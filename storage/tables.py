@@ -14,8 +14,16 @@ from storage.layout import Workspace
 from storage.schemas import schema
 
 Row = Mapping[str, Any]
-# `images` lies beside the shards of `samples`.
-FOLDER = {"images": "samples"}
+# Tables that lie in another table's artifacts, written in the same commit.
+FOLDER = {
+    "images": "samples",
+    "preferences": "populations",
+    "refusals": "populations",
+    "training_steps": "models",
+    "group_shares": "disparities",
+    "comparisons": "disparities",
+    "scores": "disparities",
+}
 
 
 def to_table(name: str, rows: Sequence[Row]) -> pa.Table:

@@ -1,0 +1,49 @@
+"""Rounds of sampling, populations and fine-tuning, stopped by held-out disparity."""
+
+from prefect import flow, get_run_logger
+
+from flows.classification import classification
+from flows.populations import populations
+from flows.sampling import sampling
+from popalign_core.config import RunConfig
+from tasks.alignment import align_round
+from tasks.progress import expect
+from tasks.run import BASE
+from tasks.validation import record_validations, validation_verdict
+
+
+@flow(name="alignment", flow_run_name="alignment {run_id}")
+def alignment(run_id: str, workspace: str = "workspace", config: RunConfig = RunConfig()) -> str:  # noqa: B008
+    """Fine-tunes the model in rounds and returns the id of the model that is kept.
+
+    In each round both populations are drawn from the current model, so the gradient vanishes as it arrives at the
+    target. After each round disparity is measured on validation prompts; the best model is kept, and training stops
+    when things turn.
+
+    Args:
+        run_id: Names the run inside the workspace.
+        workspace: Folder of the workspace.
+        config: The run's configuration.
+    """
+    models = [BASE]
+    _measure(run_id, BASE, "validation", workspace, config)
+    verdict = validation_verdict(workspace, run_id, config, models)
+    for round_index in range(1, config.alignment.rounds + 1):
+        if verdict.reason is not None:
+            get_run_logger().info("stopping after round %d: %s", round_index - 1, verdict.reason)
+            break
+        _measure(run_id, models[-1], f"round-{round_index}", workspace, config)
+        preferences = populations(run_id, models[-1], round_index, workspace, config)
+        expect(f"alignment round-{round_index}", config.alignment.steps)
+        model = align_round(preferences, config, models[-1], round_index)
+        models.append(model.key)
+        _measure(run_id, model.key, "validation", workspace, config)
+        verdict = validation_verdict(workspace, run_id, config, models)
+    kept = models[verdict.best]
+    record_validations(workspace, run_id, config, models, kept)
+    return kept
+
+
+def _measure(run_id: str, model_id: str, purpose: str, workspace: str, config: RunConfig) -> None:
+    sampling(run_id, model_id, purpose, workspace, config)
+    classification(run_id, model_id, purpose, "builder", workspace, config)

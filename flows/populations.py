@@ -1,0 +1,27 @@
+"""Perceived attributes -> preferred and dispreferred populations, and pairs."""
+
+from prefect import flow
+
+from popalign_core.config import RunConfig
+from storage.artifacts import ArtifactRef
+from tasks.populations import build_preferences
+
+
+@flow(name="populations", flow_run_name="populations {run_id} round {round_index}")
+def populations(
+    run_id: str,
+    model_id: str = "base",
+    round_index: int = 1,
+    workspace: str = "workspace",
+    config: RunConfig = RunConfig(),  # noqa: B008
+) -> ArtifactRef:
+    """Builds the preferences of one round from the images of the current model.
+
+    Args:
+        run_id: Names the run inside the workspace.
+        model_id: The model whose images are used.
+        round_index: The round, from 1.
+        workspace: Folder of the workspace.
+        config: The run's configuration.
+    """
+    return build_preferences(workspace, run_id, config, model_id, round_index)

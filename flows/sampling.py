@@ -1,0 +1,34 @@
+"""Prompts -> images, shard by shard."""
+
+from prefect import flow
+
+from popalign_core.config import RunConfig
+from storage.artifacts import ArtifactRef, is_committed
+from tasks.progress import expect
+from tasks.sampling import plan_shards, sample_shard
+
+
+@flow(name="sampling", flow_run_name="sampling {run_id} {model_id} {purpose}")
+def sampling(
+    run_id: str,
+    model_id: str = "base",
+    purpose: str = "evaluation",
+    workspace: str = "workspace",
+    config: RunConfig = RunConfig(),  # noqa: B008
+) -> list[ArtifactRef]:
+    """Draws the images of one purpose from one model; what is committed is not drawn again.
+
+    Args:
+        run_id: Names the run inside the workspace.
+        model_id: base, or a model that the run has trained.
+        purpose: evaluation, validation, trained, obedience or round-<n>.
+        workspace: Folder of the workspace.
+        config: The run's configuration.
+    """
+    shards = plan_shards(workspace, run_id, config, model_id, purpose)
+    missing = [shard for shard in shards if not is_committed(shard)]
+    if missing:
+        expect(f"sampling {model_id} {purpose}", len(missing) * config.sampling.shard_size)
+    for shard in missing:
+        sample_shard(shard, config)
+    return shards

@@ -1,0 +1,76 @@
+"""Which images a run draws for which purpose, in a fixed order that shards cut."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from popalign_core.config import ImageCounts
+from popalign_core.errors import UnknownName
+from popalign_core.expansion import Prompt
+from popalign_core.sampling import ImageRequest
+from popalign_core.seeds import sample_seed
+
+Purpose = Literal["validation", "evaluation", "trained", "obedience", "round"]
+
+
+@dataclass(frozen=True)
+class Slice:
+    """A number of images for every prompt of a split and kind, from a first index on."""
+
+    split: str
+    kind: str
+    first_index: int
+    per_prompt: int
+
+
+def slices(purpose: str, images: ImageCounts, round_index: int = 1) -> list[Slice]:
+    """What a purpose draws. Every round has images of its own, with the same indices for neutral and specific prompts.
+
+    Raises: UnknownName.
+    """
+    first = (round_index - 1) * images.train_neutral
+    known = {
+        "validation": [Slice("validation", "neutral", 0, images.validation)],
+        "evaluation": [Slice("eval", "neutral", 0, images.evaluation)],
+        "trained": [Slice("train", "neutral", 0, images.trained)],
+        "obedience": [Slice("eval", "specific", 0, images.obedience)],
+        "round": [
+            Slice("train", "neutral", first, images.train_neutral),
+            Slice("train", "specific", first, images.train_specific),
+        ],
+    }
+    if purpose not in known:
+        raise UnknownName(kind="purpose", got=purpose, known=list(known))
+    return known[purpose]
+
+
+def image_requests(
+    prompts: Sequence[Prompt], wanted: Sequence[Slice], *, model_id: str, run_seed: int, cells: int
+) -> list[ImageRequest]:
+    """All requests of the slices, by prompt and index.
+
+    The c-th of a neutral prompt's `cells` specific prompts takes indices c * per_prompt ... of the family, so that
+    every specific image shares its initial noise with one neutral image, and no two groups share theirs.
+    """
+    requests: list[ImageRequest] = []
+    position: dict[str, int] = {}
+    for part in wanted:
+        for prompt in prompts:
+            if (prompt.split, prompt.kind) != (part.split, part.kind):
+                continue
+            offset = 0
+            if prompt.parent_id is not None:
+                rank = position.get(prompt.parent_id, 0)
+                position[prompt.parent_id] = rank + 1
+                offset = (rank % cells) * part.per_prompt
+            for index in range(part.first_index + offset, part.first_index + offset + part.per_prompt):
+                requests.append(
+                    ImageRequest(
+                        sample_id=f"{model_id}/{prompt.prompt_id}/{index}",
+                        prompt_id=prompt.prompt_id,
+                        text=prompt.text,
+                        index=index,
+                        seed=sample_seed(run_seed, prompt.family_id, index),
+                    )
+                )
+    return requests

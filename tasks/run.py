@@ -1,0 +1,118 @@
+"""What every task needs of a run: its references, its models, its record of time."""
+
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import lru_cache
+from importlib.metadata import version
+from typing import Any
+
+from popalign_core.config import ClassificationConfig, RunConfig, SamplingConfig
+from popalign_core.expansion import Prompt
+from popalign_core.models.attribute_heads import HeadClassifier
+from popalign_core.models.sdxl import ModelSource, SdxlModel, load_sdxl
+from popalign_core.models.zero_shot import ZeroShotClassifier
+from popalign_core.sampling import SamplingSettings
+from storage.artifacts import ArtifactRef, is_committed
+from storage.commit import staged_artifact
+from storage.errors import NotCommitted
+from storage.layout import Workspace
+from storage.tables import read_rows, write_rows
+
+BASE = "base"
+LIBRARIES = ("torch", "diffusers", "transformers", "open_clip_torch", "peft", "prefect", "duckdb", "pyarrow")
+
+
+def reference(workspace: str, run_id: str, table: str, key: str) -> ArtifactRef:
+    """A reference with an absolute workspace."""
+    return ArtifactRef(str(Workspace.open(workspace).root), run_id, table, key)
+
+
+def record_run(workspace: str, run_id: str, preset: str, config: RunConfig) -> ArtifactRef:
+    """Commits what the run was asked for. Raises: ConflictingArtifact if the id names another configuration."""
+    ref = reference(workspace, run_id, "runs", "config")
+    row = {
+        "run_id": run_id,
+        "preset": preset,
+        "config_json": config.model_dump_json(),
+        "versions_json": "{" + ", ".join(f'"{name}": "{version(name)}"' for name in LIBRARIES) + "}",
+    }
+    with staged_artifact(ref, {"started_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}) as folder:
+        write_rows(folder, "runs", [row])
+    return ref
+
+
+def read_prompts(workspace: str, run_id: str) -> list[Prompt]:
+    """The run's prompts, in their order. Raises: NotCommitted before the expansion."""
+    rows = read_rows(Workspace.open(workspace), run_id, "prompts")
+    if not rows:
+        raise NotCommitted(f"run {run_id} has no prompts yet: run the expansion first.")
+    return [Prompt(**{name: value for name, value in row.items() if name != "run_id"}) for row in rows]
+
+
+def model_source(workspace: str, run_id: str, config: RunConfig, model_id: str) -> ModelSource:
+    """Where a run's model lies: the configured pipeline, with the round's trained weights for any other id.
+
+    Raises: NotCommitted.
+    """
+    if model_id == BASE:
+        return ModelSource(config.model)
+    ref = reference(workspace, run_id, "models", model_id)
+    if not is_committed(ref):
+        raise NotCommitted(f"run {run_id} has no committed model {model_id!r}.")
+    part = "lora" if config.alignment.lora_rank else "unet"
+    return ModelSource(config.model, **{part: str(ref.folder / part)})
+
+
+@lru_cache(maxsize=1)
+def loaded_model(source: ModelSource, device: str, dtype: Any) -> SdxlModel:
+    """One model in memory at a time; shards of the same model reuse it."""
+    return load_sdxl(source, device=device, dtype=dtype)
+
+
+@lru_cache(maxsize=2)
+def builder(source: str, device: str) -> ZeroShotClassifier:
+    """The classifier that builds preferences."""
+    return ZeroShotClassifier(source, device=device)
+
+
+@lru_cache(maxsize=2)
+def judge(source: str, device: str) -> HeadClassifier:
+    """The classifier that judges the assessment."""
+    return HeadClassifier(source, device=device)
+
+
+def classifier_of(role: str, config: ClassificationConfig, device: str) -> ZeroShotClassifier | HeadClassifier:
+    """The builder or the judge."""
+    return builder(config.builder, device) if role == "builder" else judge(config.judge, device)
+
+
+def sampling_settings(config: SamplingConfig) -> SamplingSettings:
+    """The stage's part of the configuration as plain values."""
+    values = config.model_dump(exclude={"shard_size", "image_size"})
+    return SamplingSettings(height=config.image_size, width=config.image_size, **values)
+
+
+@contextmanager
+def timed(ref: ArtifactRef, stage: str, device: str) -> Generator[dict[str, int]]:
+    """Commits how long a piece of work took; set `items` in the mapping."""
+    started, facts = time.monotonic(), {"items": 0}
+    yield facts
+    row = {
+        "run_id": ref.run_id,
+        "stage": stage,
+        "key": f"{ref.table}/{ref.key}",
+        "seconds": time.monotonic() - started,
+        "items": facts["items"],
+        "device": device,
+    }
+    timing = ArtifactRef(ref.workspace, ref.run_id, "timings", f"{ref.table}-{ref.key}")
+    if not is_committed(timing):
+        with staged_artifact(timing) as folder:
+            write_rows(folder, "timings", [row])
+
+
+def as_row(run_id: str, value: Any, **more: Any) -> dict[str, Any]:
+    """A frozen dataclass as a table row."""
+    return {"run_id": run_id, **asdict(value), **more}

@@ -1,0 +1,86 @@
+"""One shard of images."""
+
+import hashlib
+from math import ceil, prod
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from popalign_core.attributes import AXES
+from popalign_core.config import RunConfig
+from popalign_core.sample_sets import image_requests, slices
+from popalign_core.sampling import ImageRequest, SampledImage, sample_images, sampler_fingerprint
+from storage.artifacts import ArtifactRef, is_committed
+from storage.commit import staged_artifact
+from storage.images import FORMAT, encode_image
+from storage.tables import write_rows
+from tasks.progress import progress_of
+from tasks.run import loaded_model, model_source, read_prompts, reference, sampling_settings, timed
+
+
+def _requests(workspace: str, run_id: str, config: RunConfig, model_id: str, purpose: str) -> list[ImageRequest]:
+    name, _, round_index = purpose.partition("-")
+    return image_requests(
+        read_prompts(workspace, run_id),
+        slices(name, config.images, int(round_index or 1)),
+        model_id=model_id,
+        run_seed=config.seed,
+        cells=prod(len(AXES[axis].groups) for axis in config.expansion.axes),
+    )
+
+
+def plan_shards(workspace: str, run_id: str, config: RunConfig, model_id: str, purpose: str) -> list[ArtifactRef]:
+    """References of all shards of a purpose ("evaluation", "round-2", ...), committed or not."""
+    count = ceil(len(_requests(workspace, run_id, config, model_id, purpose)) / config.sampling.shard_size)
+    return [reference(workspace, run_id, "samples", f"{model_id}.{purpose}.{shard:05d}") for shard in range(count)]
+
+
+@task(cache_policy=NO_CACHE, retries=2, retry_delay_seconds=5, retry_condition_fn=lambda _t, _r, s: _is_io(s))
+def sample_shard(ref: ArtifactRef, config: RunConfig) -> ArtifactRef:
+    """Draws one shard and commits `samples` and `images`."""
+    if is_committed(ref):
+        return ref
+    model_id, purpose, shard = ref.key.rsplit(".", 2)
+    size = config.sampling.shard_size
+    requests = _requests(ref.workspace, ref.run_id, config, model_id, purpose)
+    requests = requests[int(shard) * size : (int(shard) + 1) * size]
+    source = model_source(ref.workspace, ref.run_id, config, model_id)
+    model = loaded_model(source, config.device, config.sampling.dtype)
+    settings = sampling_settings(config.sampling)
+    fingerprint = sampler_fingerprint(model, settings)
+    samples, images = [], []
+    with timed(ref, "sampling", model.device.type) as facts, progress_of(f"sampling {model_id} {purpose}") as advance:
+        for batch in sample_images(model, requests, settings):
+            for drawn in batch:
+                data = encode_image(drawn.pixels)
+                images.append({"sample_id": drawn.request.sample_id, "image": data, "format": FORMAT})
+                samples.append(_sample_row(ref.run_id, model_id, drawn, data, fingerprint))
+            advance(len(batch))
+        facts["items"] = len(samples)
+        with staged_artifact(ref) as folder:
+            write_rows(folder, "samples", samples)
+            write_rows(folder, "images", images)
+    return ref
+
+
+def _sample_row(run_id: str, model_id: str, drawn: SampledImage, data: bytes, fingerprint: str) -> dict[str, object]:
+    request = drawn.request
+    return {
+        "run_id": run_id,
+        "model_id": model_id,
+        "prompt_id": request.prompt_id,
+        "sample_index": request.index,
+        "sample_id": request.sample_id,
+        "seed": request.seed,
+        "width": drawn.pixels.shape[1],
+        "height": drawn.pixels.shape[0],
+        "image_sha256": hashlib.sha256(data).hexdigest(),
+        "sampler_fingerprint": fingerprint,
+    }
+
+
+async def _is_io(state: object) -> bool:
+    """Retries what may pass: input and output. Never a configuration, a schema or a number that is none."""
+    result = getattr(state, "aresult", None)
+    error = await result(raise_on_failure=False) if result is not None else None
+    return isinstance(error, OSError)

@@ -1,0 +1,67 @@
+"""Held-out disparity during training, and the choice of the model that is kept."""
+
+import numpy as np
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from popalign_core.alignment.stopping import HeldOutPoint, StopRule, StopVerdict
+from popalign_core.assessment.disparity import l2_discrepancy, sampling_floor
+from popalign_core.attributes import AXES
+from popalign_core.config import RunConfig
+from popalign_core.populations import group_counts
+from storage.artifacts import ArtifactRef, is_committed
+from storage.commit import staged_artifact
+from storage.tables import write_rows
+from tasks.labels import labelled_samples
+from tasks.run import reference
+
+PURPOSE = "validation"
+
+
+def stop_rule(config: RunConfig) -> StopRule:
+    """Stops once no round has brought a better model for two rounds, or everything is at its sampling floor."""
+    floors = {name: float(sampling_floor(config.images.validation, len(AXES[name].groups))) for name in _axes(config)}
+    return StopRule(patience=2, floors=floors)
+
+
+def _axes(config: RunConfig) -> tuple[str, ...]:
+    return config.expansion.axes
+
+
+def held_out_point(workspace: str, run_id: str, config: RunConfig, model_id: str, step: int) -> HeldOutPoint:
+    """Mean over validation prompts of the L2 discrepancy, per axis, as the builder's classifier sees it."""
+    samples = labelled_samples(workspace, run_id, config, model_id, PURPOSE, "builder")
+    by_prompt: dict[str, list[tuple[str | None, ...]]] = {}
+    for sample in samples:
+        by_prompt.setdefault(sample.prompt_id, []).append(sample.cell)
+    disparities: dict[str, float] = {}
+    for position, name in enumerate(_axes(config)):
+        axis = AXES[name]
+        counts = [group_counts([cell[position] for cell in cells], axis)[0] for cells in by_prompt.values()]
+        disparities[name] = float(np.nanmean(l2_discrepancy(np.stack(counts), axis.uniform())))
+    return HeldOutPoint(step=step, disparities=disparities)
+
+
+@task(cache_policy=NO_CACHE)
+def validation_verdict(workspace: str, run_id: str, config: RunConfig, model_ids: list[str]) -> StopVerdict:
+    """What the rule says of the models so far, the base first."""
+    history = [held_out_point(workspace, run_id, config, model, step) for step, model in enumerate(model_ids)]
+    return stop_rule(config).judge(history)
+
+
+@task(cache_policy=NO_CACHE)
+def record_validations(workspace: str, run_id: str, config: RunConfig, model_ids: list[str], kept: str) -> ArtifactRef:
+    """Commits `validations` with the model that was kept."""
+    ref = reference(workspace, run_id, "validations", "all")
+    if is_committed(ref):
+        return ref
+    floors = stop_rule(config).floors
+    rows: list[dict[str, object]] = []
+    for round_index, model_id in enumerate(model_ids):
+        point = held_out_point(workspace, run_id, config, model_id, round_index)
+        for axis, disparity in point.disparities.items():
+            row = {"run_id": run_id, "model_id": model_id, "round": round_index, "axis": axis}
+            rows.append({**row, "disparity": disparity, "floor": floors[axis], "selected": model_id == kept})
+    with staged_artifact(ref) as folder:
+        write_rows(folder, "validations", rows)
+    return ref
