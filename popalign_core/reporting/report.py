@@ -1,0 +1,122 @@
+"""Assembles the report: one HTML page that needs nothing else, neither network nor scripts."""
+
+import json
+from dataclasses import dataclass
+from functools import cache
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from popalign_core.reporting import comparisons, course, queries, shares, strips
+from popalign_core.reporting.formatting import as_text, estimate, measure_label, number, plain_words
+from popalign_core.reporting.report_data import Measured, ReportData, matching, measured
+
+_VERDICTS = {"promote": "Promote", "hold": "Hold"}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """kind: promote, hold, unfinished or failed."""
+
+    kind: str
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check of the decision."""
+
+    name: str
+    passed: bool
+    measured: Measured | None
+    threshold: float | None
+
+
+def render_report(data: ReportData) -> str:
+    """The whole page as HTML text.
+
+    Parts of the run that have no rows yet are named as not finished. Raises: InvalidInput for a contact sheet that
+    cannot be read.
+    """
+    held_out = comparisons.prompt_charts(data, comparisons.HELD_OUT)
+    return (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            data=data,
+            verdict=verdict(data),
+            missing=missing_parts(data),
+            headline=comparisons.headline(data),
+            quality=comparisons.quality(data),
+            sheets=strips.strip_sheets(data.sheets),
+            held_out_charts=[chart for chart in held_out if not chart.crossed],
+            folded_charts=[chart for chart in held_out if chart.crossed],
+            trained_charts=comparisons.prompt_charts(data, comparisons.TRAINED),
+            shares=shares.axis_shares(data),
+            grids=shares.share_grids(data),
+            scores=comparisons.scores(data),
+            other_measures=comparisons.other_measures(data),
+            paired=comparisons.paired_numbers(data),
+            curves=course.training_curves(data),
+            validation=course.validation_curves(data),
+            rounds=course.rounds(data),
+            mixes=course.population_mixes(data),
+            refusals=course.refusals(data),
+            checks=decision_checks(data),
+            costs=course.stage_costs(data),
+            config_text=json.dumps(data.config, indent=2, ensure_ascii=False, default=str),
+            queries=queries.sql_queries(data),
+            measure_name=measure_label(data.measure),
+            most_prompts=comparisons.MOST_PROMPTS,
+        )
+    )
+
+
+def verdict(data: ReportData) -> Verdict:
+    """What the page says first."""
+    if data.failure:
+        return Verdict("failed", "Failed", data.failure)
+    if data.decision is None:
+        return Verdict("unfinished", "Not finished", "No decision has been taken: parts of the run are still missing.")
+    kind = str(data.decision["verdict"])
+    return Verdict(kind, _VERDICTS.get(kind, plain_words(kind)), str(data.decision["reason"]))
+
+
+def decision_checks(data: ReportData) -> list[Check]:
+    """The decision's checks; none if there is no decision."""
+    if data.decision is None:
+        return []
+    return [
+        Check(str(row["name"]), bool(row["passed"]), measured(row), row["threshold"]) for row in data.decision["checks"]
+    ]
+
+
+def missing_parts(data: ReportData) -> list[str]:
+    """A sentence for every part of the run that has left nothing to show."""
+    judged = matching(data.disparities, judge_id=data.judge_id, split=comparisons.HELD_OUT)
+    present = {row["model_id"] for row in judged}
+    shown = [sheet for sheet in data.sheets if sheet.before is not None and sheet.after is not None]
+    parts = {
+        "Expansion: no prompts.": bool(data.prompts),
+        f"Assessment: {data.base_model_id} has not been measured on held-out prompts.": data.base_model_id in present,
+        f"Assessment: {data.model_id} has not been measured on held-out prompts.": data.model_id in present,
+        "Populations: none built.": bool(data.populations),
+        "Alignment: no training step recorded.": bool(data.training_steps),
+        "Assessment: no scores.": bool(data.scores),
+        "Sampling: no contact sheet of both models.": bool(shown),
+        "Decision: none taken.": data.decision is not None,
+    }
+    return [text for text, there in parts.items() if not there]
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("popalign_core.reporting"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(number=number, estimate=estimate, words=plain_words, as_text=as_text)
+    return environment
