@@ -13,11 +13,12 @@ from popalign_core.reporting.report_data import Measured
 Style = Literal["plain", "share", "count", "seconds", "ratio", "significant"]
 MEASURES = {
     "l2": "L2 disparity",
+    "unbiased_squared_l2": "Squared L2, less what sampling adds",
     "total_variation": "Total variation",
-    "kl_divergence": "KL divergence",
     "kl": "KL divergence",
     "normalized_entropy": "Entropy, share of the largest possible",
-    "paper_code_disparity": "L2 over the observed groups only, as in the paper's code",
+    "worst_group_share": "Share of the rarest group",
+    "paper_code": "L2 over the observed groups only, as in the paper's code",
     "clip_score": "CLIP score",
     "frechet_distance": "Frechet distance to the base model",
     "kernel_distance": "Kernel distance to the base model",
