@@ -5,8 +5,9 @@ import hashlib
 
 def derive_seed(run_seed: int, *names: str | int) -> int:
     """A 63-bit seed for what the names identify; distinct names give distinct seeds (BLAKE2b)."""
-    # The kind and length of each part keep ("a", "bc") apart from ("ab", "c"), and 1 apart from "1".
-    parts = [f"{type(name).__name__}:{len(str(name))}:{name}" for name in (run_seed, *names)]
+    # The kind and length of each part keep ("a", "bc") apart from ("ab", "c"), and 1 apart from "1". An enum member is
+    # its text and a numpy integer is a number: both come back as the plain type from a table.
+    parts = [f"{'str' if isinstance(name, str) else 'int'}:{len(str(name))}:{name!s}" for name in (run_seed, *names)]
     digest = hashlib.blake2b("|".join(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
