@@ -92,14 +92,3 @@ def match_losers(winner_indices: Sequence[int], own_indices: Sequence[int], rng:
     used = {position for position in matched if position is not None}
     rest = iter([position for position in rng.permutation(len(own_indices)).tolist() if position not in used])
     return [next(rest) if position is None else position for position in matched]
-
-
-def specific_indices(cell: int, per_cell: int, own_samples: int) -> tuple[int, ...]:
-    """Sample indices for the prompt of the cell at this position, so that most winners find a loser of their index.
-
-    Cells take consecutive runs of 0 .. own_samples - 1, and begin again when these are used up. Within a cell no
-    index comes twice; a cell that needs more than own_samples goes on past them.
-    """
-    if per_cell >= own_samples:
-        return tuple(range(per_cell))
-    return tuple((cell * per_cell + draw) % own_samples for draw in range(per_cell))

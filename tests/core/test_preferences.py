@@ -8,7 +8,6 @@ from popalign_core.preferences import (
     excess_discrepancy,
     match_losers,
     pair_weights,
-    specific_indices,
 )
 
 UNKNOWN = -1
@@ -125,14 +124,3 @@ def test_losers_are_matched_one_to_one(winners: list[int], more: int, seed: int)
     assert set(matched) <= set(range(len(own)))
     met = [own[position] == index for position, index in zip(matched, winners, strict=True)]
     assert sum(met) >= len(set(winners) & set(own))
-
-
-@given(per_cell=st.integers(1, 12), cells=st.integers(1, 12), own=st.integers(1, 120))
-def test_specific_indices_cover_the_own_ones(per_cell: int, cells: int, own: int) -> None:
-    runs = [specific_indices(cell, per_cell, own) for cell in range(cells)]
-    assert all(len(set(run)) == per_cell for run in runs)
-    every = [index for run in runs for index in run]
-    if per_cell * cells <= own:
-        assert every == list(range(per_cell * cells))
-    if per_cell <= own:
-        assert set(every) == set(range(min(own, per_cell * cells)))
