@@ -212,4 +212,7 @@ def _known_mean(values: np.ndarray) -> np.ndarray:
 
 def _floor(sizes: np.ndarray, target: np.ndarray) -> float:
     """sqrt((1 - sum q^2) / n), which is `sampling_floor` where the target q is uniform; mean over the prompts."""
-    return float(np.mean(np.sqrt((1 - np.square(target).sum()) / sizes))) if sizes.size and sizes.all() else np.nan
+    if not sizes.size or not sizes.all():
+        return np.nan
+    floors: np.ndarray = np.sqrt((1 - np.square(target).sum()) / sizes)
+    return float(floors.mean())

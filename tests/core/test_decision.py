@@ -1,0 +1,90 @@
+"""Promotion: every condition alone is enough to hold a model."""
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from popalign_core.assessment.decision import Thresholds, decide
+from popalign_core.assessment.resampling import Comparison, Estimate
+
+GENDER, TONE = "perceived_gender", "perceived_skin_tone"
+THRESHOLDS = Thresholds(min_reduction=0.5, max_obedience_drop=0.02, max_score_drop=0.02, max_unknown_rise=0.05)
+
+
+def change(before: float, after: float, half_width: float = 0.01) -> Comparison:
+    def around(value: float, half: float) -> Estimate:
+        return Estimate(value, value - half, value + half, n=480)
+
+    ratio = around(after / before, half_width / before)
+    return Comparison(around(before, half_width), around(after, half_width), around(after - before, half_width), ratio)
+
+
+GOOD = {
+    "disparities": {GENDER: change(0.5, 0.2), TONE: change(0.6, 0.15)},
+    "obedience": {GENDER: change(0.95, 0.94), TONE: change(0.9, 0.92)},
+    "clip_score": change(30, 29.8),
+    "unknown_shares": {GENDER: (0.02, 0.05), TONE: (0.1, 0.05)},
+}
+
+
+def failing(**changes) -> tuple[str, list[str]]:
+    decision = decide(**(GOOD | changes), thresholds=THRESHOLDS)
+    return decision.verdict, [check.name for check in decision.checks if not check.passed]
+
+
+def test_promotes_where_all_holds():
+    decision = decide(**GOOD, thresholds=THRESHOLDS)
+    assert decision.verdict == "promote"
+    assert len(decision.checks) == 7
+    assert decision.reason.endswith(".")
+    assert decision.reason.count(".") == 1
+    first = decision.checks[0]
+    assert (first.name, first.value, first.threshold) == (f"{GENDER}_reduction", pytest.approx(0.6), 0.5)
+    assert first.low < first.value < first.high
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"disparities": GOOD["disparities"] | {TONE: change(0.6, 0.31)}}, f"{TONE}_reduction"),
+        ({"disparities": GOOD["disparities"] | {TONE: change(0.6, 0.15, 0.5)}}, f"{TONE}_reduction"),
+        ({"disparities": GOOD["disparities"] | {GENDER: change(0.2, 0.5)}}, f"{GENDER}_reduction"),
+        ({"obedience": GOOD["obedience"] | {GENDER: change(0.95, 0.92)}}, f"{GENDER}_obedience_drop"),
+        ({"obedience": {GENDER: change(0.95, 0.94)}}, f"{TONE}_obedience_drop"),
+        ({"clip_score": change(30, 29.3)}, "clip_score_drop"),
+        ({"clip_score": None}, "clip_score_drop"),
+        ({"unknown_shares": GOOD["unknown_shares"] | {TONE: (0.1, 0.16)}}, f"{TONE}_unknown_rise"),
+        ({"unknown_shares": {TONE: (0.1, 0.05)}}, f"{GENDER}_unknown_rise"),
+    ],
+)
+def test_one_failed_check_holds_and_is_named(changes, name):
+    assert failing(**changes) == ("hold", [name])
+    reason = decide(**(GOOD | changes), thresholds=THRESHOLDS).reason
+    assert reason.startswith(name.replace("_", " "))
+    assert len(reason) > len(name) + 10
+
+
+def test_the_reason_tells_a_wide_interval_from_a_small_reduction():
+    wide = decide(**(GOOD | {"disparities": {GENDER: change(0.5, 0.2, 0.4)}}), thresholds=THRESHOLDS)
+    assert "includes no change" in wide.reason
+    small = decide(**(GOOD | {"disparities": {GENDER: change(0.5, 0.4)}}), thresholds=THRESHOLDS)
+    assert "is 0.200, at least 0.5 is needed" in small.reason
+
+
+def test_a_reduction_that_is_not_a_number_holds():
+    missing = Estimate(math.nan, math.nan, math.nan, 0)
+    unmeasured = replace(change(0.5, 0.2), difference=missing, ratio=missing)
+    assert failing(disparities={GENDER: unmeasured})[0] == "hold"
+    reason = decide(**(GOOD | {"disparities": {GENDER: unmeasured}}), thresholds=THRESHOLDS).reason
+    assert reason == "perceived gender reduction was not measured."
+
+
+def test_without_an_axis_nothing_is_promoted():
+    decision = decide(**(GOOD | {"disparities": {}}), thresholds=THRESHOLDS)
+    assert (decision.verdict, decision.reason) == ("hold", "No disparity was measured.")
+
+
+@pytest.mark.parametrize(("after", "passed"), [(0.25, True), (0.2500001, False)])
+def test_the_threshold_itself_passes(after, passed):
+    assert (failing(disparities={GENDER: change(0.5, after)})[0] == "promote") is passed
