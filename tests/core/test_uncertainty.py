@@ -75,7 +75,7 @@ def test_counts_that_do_not_fit_the_target_are_refused(counts):
 
 @pytest.mark.parametrize("evenness", [0.7, 30.0], ids=["far from the target", "at the sampling floor"])
 def test_intervals_of_the_mean_cover_its_expectation(evenness):
-    """95% asked for; slightly more is expected of the two-stage draw. 89% is 3.9 standard errors of 200 trials below."""
+    """95% asked for, slightly more expected of the two-stage draw; 89% is 3.9 standard errors of 200 trials below."""
     source, trials = rng(3), 200
     expectation = l2_discrepancy(draw_prompts(source, 40_000, 30, 5, evenness), TONE.uniform()).mean()
     covered = 0
@@ -104,7 +104,7 @@ def test_paired_intervals_cover_the_change_and_are_not_trivially_wide():
         assert found.difference.low < found.difference.value < found.difference.high
         assert found.ratio.low < found.ratio.value < found.ratio.high
     assert 0.88 * trials <= covered <= trials
-    # Pairing takes out what prompts have in common on both sides. The two-stage draw adds noise of images to both widths.
+    # Pairing takes out what prompts have in common on both sides; drawing images too adds noise to both widths.
     gain = (after_values - before_values).std() / np.hypot(before_values.std(), after_values.std())
     assert gain < 0.95
     assert paired / unpaired == pytest.approx(gain, abs=0.08)
