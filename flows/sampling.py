@@ -5,7 +5,7 @@ from prefect import flow
 from popalign_core.config import RunConfig
 from storage.artifacts import ArtifactRef, is_committed
 from tasks.progress import expect
-from tasks.sampling import plan_shards, sample_shard
+from tasks.sampling import images_missing, plan_shards, sample_shard
 
 
 @flow(name="sampling", flow_run_name="sampling {run_id} {model_id} {purpose}")
@@ -28,7 +28,7 @@ def sampling(
     shards = plan_shards(workspace, run_id, config, model_id, purpose)
     missing = [shard for shard in shards if not is_committed(shard)]
     if missing:
-        expect(f"sampling {model_id} {purpose}", len(missing) * config.sampling.shard_size)
+        expect(f"sampling {model_id} {purpose}", images_missing(shards, config))
     for shard in missing:
         sample_shard(shard, config)
     return shards

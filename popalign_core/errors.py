@@ -1,25 +1,22 @@
 """Errors that name the fact, the expectation and the way out. All survive pickling between processes."""
 
+from collections.abc import Sequence
 from typing import Any
 
 
 class PopalignError(Exception):
-    """Base of the errors that a user can act on: shown as one message, without a traceback.
-
-    Subclasses take keyword arguments only and build their message from them.
-    """
+    """Base of the errors that a user can act on: shown as one message, without a traceback."""
 
     def __init__(self, message: str = "", **facts: Any):
-        super().__init__(message or self.describe(**facts))
+        template = self.template
+        super().__init__(message or template.format(**facts))
         self.facts = facts
-        self._message = message
 
-    def describe(self, **facts: Any) -> str:
-        """The message made from the facts."""
-        return ", ".join(f"{name}: {value}" for name, value in facts.items())
+    # Filled with the facts where no finished message is given.
+    template = ""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (_rebuild, (type(self), self._message, self.facts))
+        return (_rebuild, (type(self), str(self), self.facts))
 
 
 def _rebuild(kind: type[PopalignError], message: str, facts: dict[str, Any]) -> PopalignError:
@@ -33,8 +30,9 @@ class InvalidInput(PopalignError):
 class UnknownName(InvalidInput):
     """A preset, axis, group, suite or objective of that name does not exist."""
 
-    def describe(self, *, kind: str, got: str, known: list[str]) -> str:
-        return f"unknown {kind} {got!r}. Known: {', '.join(known)}."
+    def __init__(self, message: str = "", *, kind: str = "", got: str = "", known: Sequence[str] = ()):
+        text = message or f"unknown {kind} {got!r}. Known: {', '.join(known)}."
+        super().__init__(text, kind=kind, got=got, known=list(known))
 
 
 class ModelNotUsable(InvalidInput):
@@ -44,8 +42,7 @@ class ModelNotUsable(InvalidInput):
 class TrainingDiverged(PopalignError):
     """The loss or a gradient is not a number; nothing was committed."""
 
-    def describe(self, *, step: int, loss: float) -> str:
-        return (
-            f"the loss became {loss} at step {step}; training stopped and committed nothing. "
-            "Lower alignment.learning_rate or alignment.beta."
-        )
+    template = (
+        "the loss became {loss} at step {step}; training stopped and committed nothing. "
+        "Lower alignment.learning_rate or alignment.beta."
+    )

@@ -43,6 +43,7 @@ TABLES: dict[str, TableSpec] = {
             ("kind", STR, "neutral, or specific (names a group)"),
             ("parent_id?", STR, "the neutral prompt of a specific one"),
             ("text", STR, "as given to the model"),
+            ("prefix", STR, "beginning of the text, the same on both sides of a pair"),
             ("requested", pa.map_(STR, STR), "axis -> group that the text names"),
         ],
     ),
@@ -101,6 +102,7 @@ TABLES: dict[str, TableSpec] = {
             RUN,
             ROUND,
             ("pair_id", STR, "pair"),
+            ("population_id", STR, "populations that the two images belong to"),
             PROMPT,
             ("caption", STR, "the neutral prompt's text"),
             ("winner_sample_id", STR, "image of the preferred population"),
@@ -111,6 +113,18 @@ TABLES: dict[str, TableSpec] = {
     "refusals": (
         "prompts for which no preference could be built",
         [RUN, ROUND, PROMPT, ("reason", STR, "tie, preferred_not_more_even, ..."), ("detail", STR, "in words")],
+    ),
+    "yields": (
+        "one row a round, prompt and requested cell: what became of the identity-specific images",
+        [
+            RUN,
+            ROUND,
+            PROMPT,
+            ("group", STR, "requested cell of the crossed axis"),
+            ("drawn", I32, "images"),
+            ("kept", I32, "perceived as requested"),
+            ("unknown", I32, "without a group on some axis"),
+        ],
     ),
     "models": (
         "one row a model; its weights lie beside the table",

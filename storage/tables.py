@@ -19,6 +19,7 @@ FOLDER = {
     "images": "samples",
     "preferences": "populations",
     "refusals": "populations",
+    "yields": "populations",
     "training_steps": "models",
     "group_shares": "disparities",
     "comparisons": "disparities",

@@ -13,8 +13,9 @@ from popalign_core.alignment.objective import natural_beta, nats_per_unit_error
 from popalign_core.alignment.settings import AlignmentSettings
 from popalign_core.alignment.trainer import StepRecord, train
 from popalign_core.config import AlignmentConfig, RunConfig
+from popalign_core.errors import InvalidInput
 from popalign_core.models.sdxl import SdxlModel, load_sdxl
-from popalign_core.models.trainable import make_policy, save_weights
+from popalign_core.models.trainable import make_policy, noise_schedule, save_weights
 from popalign_core.seeds import derive_seed
 from storage.artifacts import ArtifactRef, is_committed
 from storage.commit import staged_artifact
@@ -46,11 +47,13 @@ def align_round(preferences: ArtifactRef, config: RunConfig, parent_id: str, rou
         return ref
     source = model_source(ref.workspace, ref.run_id, config, parent_id)
     # A fresh load: training changes the weights in place, and the cached model must stay what its source names.
-    model = load_sdxl(source, device=config.device, dtype="float32" if not config.alignment.lora_rank else config.sampling.dtype)
+    # Full fine-tuning needs float32 master weights.
+    dtype = config.sampling.dtype if config.alignment.lora_rank else "float32"
+    model = load_sdxl(source, device=config.device, dtype=dtype)
     with timed(ref, "alignment", model.device.type) as facts:
         data = _alignment_data(preferences, model)
         settings = alignment_settings(config.alignment, config.seed, round_index)
-        nats = nats_per_unit_error(_schedule(model), data.latent_elements)
+        nats = nats_per_unit_error(noise_schedule(model), data.latent_elements)
         natural = natural_beta(settings.beta, nats, settings.objective, config.populations.size)
         get_run_logger().info("beta %g is %s in units of log-likelihood", settings.beta, natural)
         policy = make_policy(model, lora_rank=config.alignment.lora_rank, seed=settings.seed)
@@ -75,12 +78,6 @@ def align_round(preferences: ArtifactRef, config: RunConfig, parent_id: str, rou
     return ref
 
 
-def _schedule(model: SdxlModel):  # noqa: ANN202
-    from popalign_core.models.trainable import noise_schedule
-
-    return noise_schedule(model)
-
-
 def _watched(records: Iterator[StepRecord], description: str) -> Iterator[StepRecord]:
     with progress_of(description) as advance:
         for record in records:
@@ -98,9 +95,14 @@ def _step_row(run_id: str, model_id: str, round_index: int, record: StepRecord) 
 def _alignment_data(preferences: ArtifactRef, model: SdxlModel) -> AlignmentData:
     """Latents of the images in use and embeddings of their captions, each computed once."""
     pairs = read_artifact(preferences, "preferences")
+    if not pairs:
+        raise InvalidInput(
+            f"{preferences.key} has no preference pairs: every prompt was refused. Reasons: "
+            'popalign sql "SELECT reason, count(*) FROM refusals GROUP BY reason"; more images.train_specific helps.'
+        )
     samples = sorted({row[side] for row in pairs for side in ("winner_sample_id", "loser_sample_id")})
     captions = sorted({row["caption"] for row in pairs})
-    prompts = sorted({row["prompt_id"] for row in pairs})
+    populations = sorted({row["population_id"] for row in pairs})
     stored = read_images(Workspace(Path(preferences.workspace)), preferences.run_id, samples)
     mean, deviation = _encoded([stored[sample] for sample in samples], model)
     embeddings, empty = model.encode_prompts(captions), model.encode_unconditional()
@@ -120,7 +122,7 @@ def _alignment_data(preferences: ArtifactRef, model: SdxlModel) -> AlignmentData
         loser=rows("loser_sample_id", samples),
         caption=rows("caption", captions),
         weight=torch.tensor([row["weight"] for row in pairs], dtype=torch.float32),
-        population=rows("prompt_id", prompts),
+        population=rows("population_id", populations),
     )
 
 

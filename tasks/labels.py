@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from popalign_core.classification import Status
 from popalign_core.config import RunConfig
-from popalign_core.populations import LabelledSample
+from popalign_core.population_counts import LabelledSample
 from storage.artifacts import ArtifactRef
 from storage.tables import read_artifact
 from tasks.classification import attributes_of

@@ -14,7 +14,7 @@ from popalign_core.models.attribute_heads import HeadClassifier
 from popalign_core.models.sdxl import ModelSource, SdxlModel, load_sdxl
 from popalign_core.models.zero_shot import ZeroShotClassifier
 from popalign_core.sampling import SamplingSettings
-from storage.artifacts import ArtifactRef, is_committed
+from storage.artifacts import ArtifactRef, is_committed, read_manifest
 from storage.commit import staged_artifact
 from storage.errors import NotCommitted
 from storage.layout import Workspace
@@ -116,3 +116,8 @@ def timed(ref: ArtifactRef, stage: str, device: str) -> Generator[dict[str, int]
 def as_row(run_id: str, value: Any, **more: Any) -> dict[str, Any]:
     """A frozen dataclass as a table row."""
     return {"run_id": run_id, **asdict(value), **more}
+
+
+def run_started(ref: ArtifactRef) -> str:
+    """When a run was first started, UTC."""
+    return str(read_manifest(ref).facts["started_at"])

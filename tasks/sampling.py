@@ -1,6 +1,7 @@
 """One shard of images."""
 
 import hashlib
+from collections.abc import Sequence
 from math import ceil, prod
 
 from prefect import task
@@ -33,6 +34,18 @@ def plan_shards(workspace: str, run_id: str, config: RunConfig, model_id: str, p
     """References of all shards of a purpose ("evaluation", "round-2", ...), committed or not."""
     count = ceil(len(_requests(workspace, run_id, config, model_id, purpose)) / config.sampling.shard_size)
     return [reference(workspace, run_id, "samples", f"{model_id}.{purpose}.{shard:05d}") for shard in range(count)]
+
+
+def images_missing(shards: Sequence[ArtifactRef], config: RunConfig) -> int:
+    """How many images of these shards of one purpose are not committed yet."""
+    if not shards:
+        return 0
+    first = shards[0]
+    model_id, purpose, _ = first.key.rsplit(".", 2)
+    total = len(_requests(first.workspace, first.run_id, config, model_id, purpose))
+    size = config.sampling.shard_size
+    sizes = [min(size, total - number * size) for number in range(len(shards))]
+    return sum(count for count, shard in zip(sizes, shards, strict=True) if not is_committed(shard))
 
 
 @task(cache_policy=NO_CACHE, retries=2, retry_delay_seconds=5, retry_condition_fn=lambda _t, _r, s: _is_io(s))

@@ -8,7 +8,7 @@ from popalign_core.alignment.stopping import HeldOutPoint, StopRule, StopVerdict
 from popalign_core.assessment.disparity import l2_discrepancy, sampling_floor
 from popalign_core.attributes import AXES
 from popalign_core.config import RunConfig
-from popalign_core.populations import group_counts
+from popalign_core.population_counts import group_counts
 from storage.artifacts import ArtifactRef, is_committed
 from storage.commit import staged_artifact
 from storage.tables import write_rows

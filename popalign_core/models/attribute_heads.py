@@ -55,7 +55,7 @@ class HeadClassifier:
             check_weights(Path(source))
         try:
             model = AutoModelForImageClassification.from_pretrained(
-                source, torch_dtype=torch.float32, use_safetensors=True
+                source, dtype=torch.float32, use_safetensors=True
             )
             processor = AutoImageProcessor.from_pretrained(source)
         except (OSError, ValueError) as error:

@@ -123,7 +123,7 @@ def load_sdxl(source: ModelSource, *, device: str = "auto", dtype: DtypeName = "
     Raises: ModelNotUsable with the reason and the way out.
     """
     resolved = resolve_source(source.pipeline)
-    options: dict[str, Any] = {"torch_dtype": DTYPES[dtype], "use_safetensors": True}
+    options: dict[str, Any] = {"dtype": DTYPES[dtype], "use_safetensors": True}
     if Path(resolved).exists():
         check_pipeline_folder(Path(resolved))
     if source.unet is not None:

@@ -83,7 +83,7 @@ class Training:
     """How long and how fast: seconds of wall time, samples a step, peak learning rate."""
 
     seconds: float
-    batch: int = 64
+    batch: int = 32
     peak_lr: float = 1e-3
     ema_decay: float = 0.998
     checkpoint_seconds: float = 180.0
@@ -101,16 +101,25 @@ def _encode(vae: AutoencoderKL, pixels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def train_generator(
-    pixels: Tensor, vae: AutoencoderKL, *, training: Training, seed: int, folder: Path
+    pixels: Tensor,
+    vae: AutoencoderKL,
+    *,
+    training: Training,
+    seed: int,
+    folder: Path,
+    start_from: Path | None = None,
 ) -> StableDiffusionXLPipeline:
     """Fits denoiser and text encoders for a given time on skewed draws; saves the averaged weights as it goes.
 
-    pixels: float (n, 3, 64, 64) in [-1, 1], in the order of `render_emoji`.
+    pixels: float (n, 3, 64, 64) in [-1, 1], in the order of `render_emoji`. start_from: a pipeline folder of an earlier
+    training to go on from, with a fresh optimizer.
     """
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     tokenizer = write_tokenizer(folder / "tokenizer")
     model = Generator(tokenizer)
+    if start_from is not None:
+        load_generator(model, start_from)
     average = copy.deepcopy(model).requires_grad_(False)
     alphas = new_schedule().alphas_cumprod
     snr = alphas / (1 - alphas)
@@ -145,6 +154,13 @@ def train_generator(
             logger.info("generator %.0f s, step %d, loss %.4f", elapsed, step, smooth)
     logger.info("generator done: %.0f s, step %d, loss %.4f", elapsed, step, smooth)
     return save_generator(average, vae, tokenizer, folder)
+
+
+def load_generator(model: Generator, folder: Path) -> None:
+    """Puts the weights of a pipeline folder into the model."""
+    for name in ("unet", "text_encoder", "text_encoder_2"):
+        part = getattr(model, name)
+        part.load_state_dict(type(part).from_pretrained(folder / name).float().state_dict())
 
 
 @torch.no_grad()

@@ -1,0 +1,34 @@
+"""Base and aligned model on held-out prompts, and the decision."""
+
+from prefect import flow
+
+from flows.classification import classification
+from flows.sampling import sampling
+from popalign_core.config import RunConfig
+from storage.artifacts import ArtifactRef
+from tasks.assessment import assess
+from tasks.run import BASE
+
+PURPOSES = ("evaluation", "trained", "obedience")
+
+
+@flow(name="assessment", flow_run_name="assessment {run_id} {model_id}")
+def assessment(
+    run_id: str,
+    model_id: str = "round-1",
+    workspace: str = "workspace",
+    config: RunConfig = RunConfig(),  # noqa: B008
+) -> ArtifactRef:
+    """Measures disparity, obedience and quality of the base and the aligned model, and decides.
+
+    Args:
+        run_id: Names the run inside the workspace.
+        model_id: The model to compare with the base.
+        workspace: Folder of the workspace.
+        config: The run's configuration.
+    """
+    for model in dict.fromkeys((BASE, model_id)):
+        for purpose in PURPOSES:
+            sampling(run_id, model, purpose, workspace, config)
+            classification(run_id, model, purpose, "judge", workspace, config)
+    return assess(workspace, run_id, config, model_id)

@@ -1,0 +1,252 @@
+"""Base and aligned model, measured alike and compared over the same prompts and seeds."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from popalign_core.assessment.decision import Thresholds, decide
+from popalign_core.assessment.disparity import l2_discrepancy
+from popalign_core.assessment.obedience import Answers, compare_obedience, obedience
+from popalign_core.assessment.quality import clip_score, compare_scores, estimate_score, frechet_distance
+from popalign_core.assessment.resampling import Comparison, Estimate
+from popalign_core.assessment.uncertainty import compare, measure_disparities, wilson_interval
+from popalign_core.attributes import AXES, CROSSING, Axis, cross_axes
+from popalign_core.config import RunConfig
+from popalign_core.population_counts import group_counts
+from popalign_core.seeds import derive_seed
+from storage.artifacts import ArtifactRef, is_committed
+from storage.commit import staged_artifact
+from storage.images import decode_image
+from storage.tables import read_artifact, write_rows
+from tasks.labels import labelled_samples
+from tasks.run import BASE, builder, classifier_of, read_prompts, reference
+from tasks.sampling import plan_shards
+
+BUILDER_ROLE, JUDGE_ROLE = "builder", "judge"
+SPLITS = {"evaluation": "eval", "trained": "train"}
+Row = dict[str, object]
+
+
+def classifier_name(role: str, config: RunConfig) -> str:
+    """The id, with the digest of its weights, that stands in the rows."""
+    return classifier_of(role, config.classification, config.device).classifier_id
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What is known of one model on one purpose. cells by prompt; per image features of the builder's model."""
+
+    cells: Mapping[str, list[tuple[str | None, ...]]]
+    features: np.ndarray
+    prompt_ids: list[str]
+
+
+@task(cache_policy=NO_CACHE)
+def assess(workspace: str, run_id: str, config: RunConfig, model_id: str) -> ArtifactRef:
+    """Commits `disparities`, `group_shares`, `scores` and `comparisons`, and then `decisions`."""
+    ref = reference(workspace, run_id, "disparities", model_id)
+    decision = reference(workspace, run_id, "decisions", model_id)
+    if is_committed(ref) and is_committed(decision):
+        return ref
+    assessment = _Assessment(workspace, run_id, config, model_id)
+    for purpose, split in SPLITS.items():
+        if plan_shards(workspace, run_id, config, BASE, purpose):
+            assessment.measure_neutral(purpose, split)
+    assessment.measure_obedience()
+    with staged_artifact(ref) as folder:
+        for name, rows in assessment.rows.items():
+            write_rows(folder, name, rows)
+    with staged_artifact(decision) as folder:
+        write_rows(folder, "decisions", [assessment.decision()])
+    return ref
+
+
+class _Assessment:
+    """Rows of one comparison, gathered purpose by purpose."""
+
+    def __init__(self, workspace: str, run_id: str, config: RunConfig, model_id: str):
+        self.workspace, self.run_id, self.config, self.model_id = workspace, run_id, config, model_id
+        self.axes = [AXES[name] for name in config.expansion.axes]
+        self.judge_id = classifier_name(JUDGE_ROLE, config)
+        self.builder_id = classifier_name(BUILDER_ROLE, config)
+        self.prompts = {prompt.prompt_id: prompt for prompt in read_prompts(workspace, run_id)}
+        self.rows: dict[str, list[Row]] = {name: [] for name in ("disparities", "group_shares", "scores", "comparisons")}
+        self.held_out: dict[str, Comparison] = {}
+        self.unknown: dict[str, tuple[float, float]] = {}
+        self.obeyed: dict[str, Comparison] = {}
+        self.score: Comparison | None = None
+
+    def rng(self, *names: str) -> np.random.Generator:
+        return np.random.default_rng(derive_seed(self.config.seed, "assessment", *names))
+
+    def measure_neutral(self, purpose: str, split: str) -> None:
+        models = (BASE, self.model_id)
+        measured = {model: self._read(model, purpose) for model in models}
+        measured_axes = [*self.axes, cross_axes(self.axes)] if len(self.axes) > 1 else self.axes
+        for position, axis in enumerate(measured_axes):
+            counts = {model: self._counts(measured[model], axis, position) for model in models}
+            for model in models:
+                self._add_disparities(model, split, axis, counts[model])
+            self._compare_disparity(split, axis, counts)
+        self._add_scores(split, measured)
+
+    def _add_disparities(self, model: str, split: str, axis: Axis, counts: Mapping[str, tuple[np.ndarray, int]]) -> None:
+        identity: Row = {"run_id": self.run_id, "model_id": model, "judge_id": self.judge_id, "split": split}
+        resamples = self.config.assessment.resamples
+        for row in measure_disparities(counts, axis, axis.uniform(), seed=self.config.seed, resamples=resamples):
+            self.rows["disparities"].append({**identity, **asdict(row)})
+        pooled = (sum(found for found, _ in counts.values()), None)
+        for prompt_id, (found, _) in [*counts.items(), (None, (pooled[0], 0))]:
+            n = int(np.sum(found))
+            for group, count in zip(axis.groups, np.asarray(found).tolist(), strict=True):
+                low, high = wilson_interval(count, n)
+                share = count / n if n else float("nan")
+                row = {"prompt_id": prompt_id, "axis": axis.name, "group": group, "count": count, "n": n}
+                self.rows["group_shares"].append({**identity, **row, "share": share, "low": low, "high": high})
+
+    def _compare_disparity(
+        self, split: str, axis: Axis, counts: Mapping[str, Mapping[str, tuple[np.ndarray, int]]]
+    ) -> None:
+        prompts = sorted(counts[BASE])
+        tables = [np.stack([counts[model][prompt][0] for prompt in prompts]) for model in (BASE, self.model_id)]
+        unknown = [sum(counts[model][prompt][1] for prompt in prompts) for model in (BASE, self.model_id)]
+        change = compare(
+            *tables,
+            axis.uniform(),
+            l2_discrepancy,
+            unknown=(unknown[0], unknown[1]),
+            rng=self.rng("l2", split, axis.name),
+            resamples=self.config.assessment.resamples,
+        )
+        self._add_comparison(split, axis.name, "l2", self.judge_id, change)
+        if split == "eval" and CROSSING not in axis.name:
+            self.held_out[axis.name] = change
+            shares = [u / (u + int(table.sum())) for u, table in zip(unknown, tables, strict=True)]
+            self.unknown[axis.name] = (shares[0], shares[1])
+
+    def _add_scores(self, split: str, measured: Mapping[str, Measured]) -> None:
+        base, aligned = measured[BASE], measured[self.model_id]
+        texts = builder(self.config.classification.builder, self.config.device)
+        names = sorted({prompt for prompt in base.prompt_ids})
+        vectors = dict(zip(names, texts.text_features([self.prompts[name].text for name in names]).numpy(), strict=True))
+        scores = {
+            model: clip_score(m.features, np.stack([vectors[prompt] for prompt in m.prompt_ids]))
+            for model, m in measured.items()
+        }
+        for model, values in scores.items():
+            estimate = estimate_score(
+                values, measured[model].prompt_ids, rng=self.rng("clip", split), resamples=self.config.assessment.resamples
+            )
+            self._add_score(model, split, "neutral", "clip_score", "100 x cosine", self.builder_id, estimate)
+        self.rows["scores"].append(self._frechet_row(split, base, aligned))
+        change = compare_scores(
+            scores[BASE],
+            scores[self.model_id],
+            base.prompt_ids,
+            aligned.prompt_ids,
+            rng=self.rng("clip", split),
+            resamples=self.config.assessment.resamples,
+        )
+        self._add_comparison(split, "", "clip_score", self.builder_id, change)
+        if split == "eval":
+            self.score = change
+
+    def _frechet_row(self, split: str, base: Measured, aligned: Measured) -> Row:
+        distance = frechet_distance(base.features, aligned.features)
+        nothing = float("nan")
+        estimate = Estimate(distance, nothing, nothing, len(aligned.features))
+        return self._score_row(self.model_id, split, "neutral", "frechet_to_base", "builder's features", estimate)
+
+    def measure_obedience(self) -> None:
+        measured = {model: self._read(model, "obedience", features=False) for model in (BASE, self.model_id)}
+        for position, axis in enumerate(self.axes):
+            answers: dict[str, Answers] = {}
+            for model, found in measured.items():
+                images = [(prompt, cell[position]) for prompt, cells in found.cells.items() for cell in cells]
+                answers[model] = Answers(
+                    [self.prompts[prompt].requested[axis.name] for prompt, _ in images],
+                    [label for _, label in images],
+                    [self.prompts[prompt].family_id for prompt, _ in images],
+                )
+                a = answers[model]
+                result = obedience(
+                    a.requested,
+                    a.perceived,
+                    a.prompt_ids,
+                    rng=self.rng("obedience", axis.name),
+                    resamples=self.config.assessment.resamples,
+                )
+                measure = f"obedience:{axis.name}"
+                self._add_score(model, "eval", "specific", measure, "share", self.judge_id, result.among_known)
+            change = compare_obedience(
+                answers[BASE],
+                answers[self.model_id],
+                rng=self.rng("obedience", axis.name),
+                resamples=self.config.assessment.resamples,
+            )
+            self._add_comparison("eval", axis.name, "obedience", self.judge_id, change)
+            self.obeyed[axis.name] = change
+
+    def decision(self) -> Row:
+        thresholds = Thresholds(**self.config.assessment.model_dump(exclude={"resamples"}))
+        decision = decide(self.held_out, self.obeyed, self.score, self.unknown, thresholds)
+        checks = [{**asdict(check), "name": check.name} for check in decision.checks]
+        identity: Row = {"run_id": self.run_id, "base_model_id": BASE, "model_id": self.model_id}
+        return {**identity, "verdict": decision.verdict, "reason": decision.reason, "checks": checks}
+
+    def _read(self, model: str, purpose: str, *, features: bool = True) -> Measured:
+        samples = labelled_samples(self.workspace, self.run_id, self.config, model, purpose, JUDGE_ROLE)
+        cells: dict[str, list[tuple[str | None, ...]]] = {}
+        for sample in samples:
+            cells.setdefault(sample.prompt_id, []).append(sample.cell)
+        prompt_ids = [sample.prompt_id for sample in samples]
+        vectors = self._features(model, purpose) if features else np.zeros((0, 0))
+        return Measured(cells, vectors, prompt_ids)
+
+    def _features(self, model: str, purpose: str) -> np.ndarray:
+        seen = builder(self.config.classification.builder, self.config.device)
+        parts: list[np.ndarray] = []
+        for shard in plan_shards(self.workspace, self.run_id, self.config, model, purpose):
+            images = np.stack([decode_image(row["image"]) for row in read_artifact(shard, "images")])
+            parts.append(seen.image_features(images).numpy())
+        return np.concatenate(parts)
+
+    def _counts(self, measured: Measured, axis: Axis, position: int) -> dict[str, tuple[np.ndarray, int]]:
+        def label(cell: tuple[str | None, ...]) -> str | None:
+            if position < len(self.axes):
+                return cell[position]
+            known = [group for group in cell if group is not None]
+            return CROSSING.join(known) if len(known) == len(cell) else None
+
+        return {p: group_counts([label(cell) for cell in cells], axis) for p, cells in measured.cells.items()}
+
+    def _add_score(
+        self, model: str, split: str, kind: str, measure: str, unit: str, judge_id: str, estimate: Estimate
+    ) -> None:
+        row = self._score_row(model, split, kind, measure, unit, estimate)
+        self.rows["scores"].append({**row, "judge_id": judge_id})
+
+    def _score_row(self, model: str, split: str, kind: str, measure: str, unit: str, estimate: Estimate) -> Row:
+        identity: Row = {"run_id": self.run_id, "model_id": model, "judge_id": self.builder_id, "split": split}
+        value = {"value": estimate.value, "low": estimate.low, "high": estimate.high, "n": estimate.n}
+        return {**identity, "kind": kind, "measure": measure, "unit": unit, **value}
+
+    def _add_comparison(self, split: str, axis: str, measure: str, judge_id: str, change: Comparison) -> None:
+        row: dict[str, Any] = {
+            "run_id": self.run_id,
+            "base_model_id": BASE,
+            "model_id": self.model_id,
+            "judge_id": judge_id,
+            "split": split,
+            "axis": axis,
+            "measure": measure,
+            "before": change.before.value,
+            "after": change.after.value,
+        }
+        for name, estimate in (("difference", change.difference), ("ratio", change.ratio)):
+            row |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+        self.rows["comparisons"].append(row)

@@ -1,0 +1,88 @@
+"""The report of a run as one HTML file, and the summary in Prefect."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from prefect import task
+from prefect.artifacts import create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+
+from popalign_core.config import RunConfig
+from popalign_core.reporting.contact_sheet import contact_sheet
+from popalign_core.reporting.report import render_report
+from popalign_core.reporting.report_data import ContactSheet, ReportData
+from storage.catalog import query, rebuild_catalog
+from storage.images import decode_image
+from storage.layout import Workspace
+from storage.publication import publish_file
+from storage.tables import read_images, read_rows
+from tasks.assessment import BUILDER_ROLE, JUDGE_ROLE, classifier_name
+from tasks.run import BASE, reference, run_started
+from tasks.summary import RunSummary
+
+SHEET_COLUMNS = 10
+SHEET_ROWS = 12
+ROWS = (
+    "prompts disparities comparisons group_shares scores populations refusals training_steps validations models timings"
+).split()
+YIELDS = """SELECT round, "group", sum(drawn)::INTEGER AS drawn, sum(kept)::INTEGER AS kept
+FROM yields WHERE run_id = '{run_id}' GROUP BY ALL ORDER BY ALL"""
+
+
+@task(cache_policy=NO_CACHE)
+def write_report(workspace: str, run_id: str, config: RunConfig) -> Path:
+    """Renders the report from the committed tables, as far as the run got; returns its path."""
+    place = Workspace.open(workspace)
+    rebuild_catalog(place)
+    rows = {name: read_rows(place, run_id, name) for name in ROWS}
+    decisions = read_rows(place, run_id, "decisions")
+    kept = decisions[0]["model_id"] if decisions else _last_model(rows["models"])
+    run = read_rows(place, run_id, "runs")[0]
+    data = ReportData(
+        run_id=run_id,
+        created=run_started(reference(workspace, run_id, "runs", "config")),
+        config=json.loads(run["config_json"]),
+        versions=json.loads(run["versions_json"]),
+        base_model_id=BASE,
+        model_id=kept,
+        judge_id=classifier_name(JUDGE_ROLE, config),
+        builder_id=classifier_name(BUILDER_ROLE, config),
+        decision=decisions[0] if decisions else None,
+        yields=query(place, YIELDS.format(run_id=run_id)).to_pylist(),
+        sheets=_sheets(place, run_id, kept, rows["prompts"]),
+        **rows,
+    )
+    return publish_file(place, run_id, "report.html", render_report(data).encode())
+
+
+def _last_model(models: list[dict[str, Any]]) -> str:
+    # Before any training there is nothing to compare with: the page then says what is missing.
+    return str(models[-1]["model_id"]) if models else "not trained yet"
+
+
+def _sheets(place: Workspace, run_id: str, kept: str, prompts: list[dict[str, Any]]) -> list[ContactSheet]:
+    """The same prompts and seeds before and after: held-out neutral ones."""
+    shown = [row for row in prompts if row["split"] == "eval" and row["kind"] == "neutral"][:SHEET_ROWS]
+    wanted = {model: [[f"{model}/{row['prompt_id']}/{i}" for i in range(SHEET_COLUMNS)] for row in shown] for model in (BASE, kept)}
+    found = read_images(place, run_id, [sample for grid in wanted.values() for line in grid for sample in line])
+    drawn = {
+        model: [[decode_image(found[sample]) if sample in found else None for sample in line] for line in grid]
+        for model, grid in wanted.items()
+    }
+    sheets = {
+        model: contact_sheet(grid) if any(cell is not None for line in grid for cell in line) else None
+        for model, grid in drawn.items()
+    }
+    if sheets[BASE] is None:
+        return []
+    return [ContactSheet("Held-out neutral prompts", sheets[BASE], sheets[kept], [row["text"] for row in shown])]
+
+
+@task(cache_policy=NO_CACHE)
+def publish_report(workspace: str, run_id: str, summary: RunSummary) -> None:
+    """Puts the headline on the run's page in Prefect; the report itself is a file, since browsers block links to it."""
+    lines = [f"## {summary.verdict}: {summary.reason}", "", "| held-out neutral prompts | before | after | ratio |", "|---|---|---|---|"]
+    lines += ["| " + " | ".join(row) + " |" for row in summary.headline]
+    lines += ["", f"Report: `{summary.report}`", "", f'Tables: `popalign sql -w {workspace} "FROM comparisons"`']
+    create_markdown_artifact(key=f"popalign-{run_id}".lower().replace(".", "-").replace("_", "-"), markdown="\n".join(lines))

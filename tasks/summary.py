@@ -1,0 +1,60 @@
+"""What a run came to, in a few lines."""
+
+from dataclasses import dataclass
+
+from popalign_core.config import RunConfig, parse_config
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from storage.artifacts import committed_keys
+from storage.errors import NotCommitted
+from storage.layout import Workspace
+from storage.tables import read_rows
+
+NAMES = {"l2": "disparity (L2)", "clip_score": "CLIP score", "obedience": "obedience"}
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """headline: rows of (what, before, after, ratio), ready to show."""
+
+    run_id: str
+    verdict: str
+    reason: str
+    headline: tuple[tuple[str, str, str, str], ...]
+    report: str
+
+
+@task(cache_policy=NO_CACHE)
+def summarize_run(workspace: str, run_id: str, report: str) -> RunSummary:
+    """The headline of a finished run from its committed tables."""
+    place = Workspace.open(workspace)
+    decision = read_rows(place, run_id, "decisions")[0]
+    lines: list[tuple[str, str, str, str]] = []
+    for row in read_rows(place, run_id, "comparisons", equal={"split": "eval"}):
+        if row["measure"] in NAMES:
+            name = f"{row['axis'].replace('_', ' ')} {NAMES[row['measure']]}".strip()
+            ratio = f"{row['ratio']:.2f} [{row['ratio_low']:.2f}, {row['ratio_high']:.2f}]"
+            lines.append((name, f"{row['before']:.3f}", f"{row['after']:.3f}", ratio))
+    return RunSummary(run_id, decision["verdict"], decision["reason"], tuple(lines), report)
+
+
+def run_config(place: Workspace, run_id: str) -> RunConfig:
+    """The configuration a run was started with. Raises: NotCommitted."""
+    rows = read_rows(place, run_id, "runs")
+    if not rows:
+        known = ", ".join(place.run_ids()) or "none"
+        raise NotCommitted(f"there is no run {run_id!r} in {place.root}; runs there: {known}.")
+    import json
+
+    return parse_config(json.loads(rows[0]["config_json"]))
+
+
+def run_states(place: Workspace) -> list[tuple[str, str, str, str]]:
+    """One line a run: id, committed images, models, decision."""
+    lines: list[tuple[str, str, str, str]] = []
+    for run_id in place.run_ids():
+        images = len(read_rows(place, run_id, "samples"))
+        models = len(committed_keys(place, run_id, "models"))
+        decisions = read_rows(place, run_id, "decisions")
+        lines.append((run_id, str(images), str(models), decisions[0]["verdict"] if decisions else "not finished"))
+    return lines
