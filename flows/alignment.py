@@ -29,7 +29,7 @@ def alignment(run_id: str, workspace: str = "workspace", config: RunConfig = Run
     _measure(run_id, BASE, "validation", workspace, config)
     verdict = validation_verdict(workspace, run_id, config, models)
     for round_index in range(1, config.alignment.rounds + 1):
-        if verdict.reason is not None:
+        if verdict.reason is not None and len(models) > 1:
             get_run_logger().info("stopping after round %d: %s", round_index - 1, verdict.reason)
             break
         _measure(run_id, models[-1], f"round-{round_index}", workspace, config)
@@ -39,9 +39,7 @@ def alignment(run_id: str, workspace: str = "workspace", config: RunConfig = Run
         models.append(model.key)
         _measure(run_id, model.key, "validation", workspace, config)
         verdict = validation_verdict(workspace, run_id, config, models)
-    kept = models[verdict.best]
-    record_validations(workspace, run_id, config, models, kept)
-    return kept
+    return record_validations(workspace, run_id, config, models)
 
 
 def _measure(run_id: str, model_id: str, purpose: str, workspace: str, config: RunConfig) -> None:

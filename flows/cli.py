@@ -6,14 +6,14 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar, cast
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from popalign_core.config import RunConfig
+    from popalign_core.config import PresetName, RunConfig
 
 app = typer.Typer(
     add_completion=False,
@@ -141,7 +141,9 @@ def _execute(preset: str, run_id: str, workspace: Path, settings: list[str]) -> 
     console.print(f"run [bold]{run_id}[/] in {workspace.absolute()} (stop with Ctrl-C; the same command goes on)")
     started = time.monotonic()
     with terminal_progress():
-        summary = _without_heartbeat(lambda: debias(run_id, preset, str(workspace.absolute()), config))
+        summary = _without_heartbeat(
+            lambda: debias(run_id, cast("PresetName", preset), str(workspace.absolute()), config)
+        )
     table = Table("held-out neutral prompts", "before", "after", "ratio")
     for row in summary.headline:
         table.add_row(*row)

@@ -1,6 +1,6 @@
 """What a run does: one small frozen model a stage, and named presets. Drives the CLI, `prefect.yaml` and the form."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
@@ -47,9 +47,9 @@ class SamplingConfig(StageConfig):
         PositiveInt, Field(title="Shard", description="Images in one committed shard: what a crash can cost.")
     ] = 256
     dtype: Annotated[Literal["float32", "bfloat16", "float16"], Field(title="Number format")] = "float32"
-    attention: Annotated[
-        Literal["default", "cudnn", "flash", "efficient", "math"], Field(title="Attention kernel")
-    ] = "default"
+    attention: Annotated[Literal["default", "cudnn", "flash", "efficient", "math"], Field(title="Attention kernel")] = (
+        "default"
+    )
 
 
 class ImageCounts(StageConfig):
@@ -105,7 +105,9 @@ class AlignmentConfig(StageConfig):
     beta: Annotated[
         float, Field(title="Beta", gt=0, description="On mean squared error a latent element; logged in natural units.")
     ] = 500.0
-    anchor_weight: Annotated[float, Field(title="Anchor", ge=0, description="Weight of the winners' own error.")] = 100.0
+    anchor_weight: Annotated[float, Field(title="Anchor", ge=0, description="Weight of the winners' own error.")] = (
+        100.0
+    )
     lora_rank: Annotated[int, Field(title="LoRA rank", ge=0, description="0 = full fine-tuning of the UNet.")] = 0
 
 
@@ -170,13 +172,14 @@ def preset(name: str) -> RunConfig:
 
 def with_settings(config: RunConfig, settings: dict[str, str]) -> RunConfig:
     """A copy with dotted keys replaced ("sampling.steps" -> "20"), everything checked again. Raises: InvalidInput."""
-    values = config.model_dump(mode="json")
+    values: dict[str, Any] = config.model_dump(mode="json")
+    stages: dict[str, dict[str, Any]] = {name: values[name] for name in values if isinstance(values[name], dict)}
     for key, value in settings.items():
         part, _, field = key.partition(".")
-        target = values.get(part) if field else values
+        target: dict[str, Any] = stages.get(part, {}) if field else values
         name = field or part
-        if not isinstance(target, dict) or name not in target:
-            known = [f"{a}.{b}" for a, stage in values.items() if isinstance(stage, dict) for b in stage]
+        if name not in target or (not field and part in stages):
+            known = [f"{stage}.{name}" for stage, fields in stages.items() for name in fields]
             raise UnknownName(kind="setting", got=key, known=[*known, "model", "seed", "device"])
         target[name] = [part.strip() for part in value.split(",")] if isinstance(target[name], list) else value
     return parse_config(values)
@@ -187,6 +190,8 @@ def parse_config(values: object) -> RunConfig:
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
-        faults = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']} (got {fault['input']!r})" for fault in error.errors()]
+        faults = [
+            f"{'.'.join(map(str, fault['loc']))}: {fault['msg']} (got {fault['input']!r})" for fault in error.errors()
+        ]
         axes = f" Axes are {', '.join(AXES)}." if any("axes" in fault for fault in faults) else ""
         raise InvalidInput("the configuration is not usable: " + "; ".join(faults) + "." + axes) from error

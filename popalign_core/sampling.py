@@ -2,12 +2,11 @@
 
 import hashlib
 import json
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 import numpy as np
 import torch
@@ -112,7 +111,7 @@ def _draw_batch(
             "negative_pooled_prompt_embeds": empty.pooled.expand(count, -1).to(model.device),
         }
     with torch.inference_mode(), attention_backend(settings.attention):
-        images = model.pipeline(
+        images: np.ndarray = model.pipeline(
             prompt_embeds=rows.context.to(model.device),
             pooled_prompt_embeds=rows.pooled.to(model.device),
             **negative,
@@ -131,11 +130,8 @@ def _draw_batch(
     return np.round(images * 255).astype(np.uint8)
 
 
-def attention_backend(name: AttentionName) -> AbstractContextManager[None]:
+def attention_backend(name: AttentionName) -> AbstractContextManager[object]:
     """The attention kernel to use; "default" leaves the choice to torch."""
-    return nullcontext() if name == "default" else sdpa_kernel([ATTENTION[name], SDPBackend.MATH], set_priority=True)
-
-
-def images_per_second(count: int, started: float) -> float:
-    """Rate since a time.monotonic() reading."""
-    return count / max(time.monotonic() - started, 1e-9)
+    if name == "default":
+        return nullcontext()
+    return cast("AbstractContextManager[object]", sdpa_kernel([ATTENTION[name], SDPBackend.MATH], set_priority=True))

@@ -56,7 +56,8 @@ def query(workspace: Workspace, sql: str) -> pa.Table:
             connection.execute("SET enable_external_access = false")
             connection.execute("SET lock_configuration = true")
             result = connection.sql(sql)
-            return pa.table({}) if result is None else result.to_arrow_table()
+            # Typed as never None; it is for statements without a result.
+            return pa.table({}) if result is None else result.to_arrow_table()  # pyright: ignore[reportUnnecessaryComparison]
     except duckdb.Error as error:
         reason = str(error).strip()
         raise QueryFailed(f"the query was refused: {reason}\nTables: {', '.join(TABLES)}. Reading only.") from error

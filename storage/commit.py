@@ -103,6 +103,6 @@ def _disk_errors(folder: Path) -> Generator[None]:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
         raise StorageFull(
-            f"no space left for {folder} ({error.strerror}). What was committed before is safe: free some space and run "
-            "again with the same run id."
+            f"no space left for {folder} ({error.strerror}). What was committed before is safe: free some space and "
+            "run again with the same run id."
         ) from error

@@ -9,7 +9,7 @@ from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
 from popalign_core.alignment.cache import AlignmentData
-from popalign_core.alignment.objective import natural_beta, nats_per_unit_error
+from popalign_core.alignment.objective import nats_per_unit_error, natural_beta
 from popalign_core.alignment.settings import AlignmentSettings
 from popalign_core.alignment.trainer import StepRecord, train
 from popalign_core.config import AlignmentConfig, RunConfig
@@ -30,7 +30,9 @@ ENCODE_BATCH = 64
 
 def alignment_settings(config: AlignmentConfig, seed: int, round_index: int) -> AlignmentSettings:
     """The stage's part of the configuration as plain values."""
-    values = config.model_dump(include={"objective", "steps", "pairs_per_step", "learning_rate", "beta", "anchor_weight"})
+    values = config.model_dump(
+        include={"objective", "steps", "pairs_per_step", "learning_rate", "beta", "anchor_weight"}
+    )
     round_seed = derive_seed(seed, "alignment", round_index)
     return AlignmentSettings(**values, seed=round_seed, timestep_sampling="stratified")
 

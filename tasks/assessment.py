@@ -74,7 +74,9 @@ class _Assessment:
         self.judge_id = classifier_name(JUDGE_ROLE, config)
         self.builder_id = classifier_name(BUILDER_ROLE, config)
         self.prompts = {prompt.prompt_id: prompt for prompt in read_prompts(workspace, run_id)}
-        self.rows: dict[str, list[Row]] = {name: [] for name in ("disparities", "group_shares", "scores", "comparisons")}
+        self.rows: dict[str, list[Row]] = {
+            name: [] for name in ("disparities", "group_shares", "scores", "comparisons")
+        }
         self.held_out: dict[str, Comparison] = {}
         self.unknown: dict[str, tuple[float, float]] = {}
         self.obeyed: dict[str, Comparison] = {}
@@ -94,7 +96,9 @@ class _Assessment:
             self._compare_disparity(split, axis, counts)
         self._add_scores(split, measured)
 
-    def _add_disparities(self, model: str, split: str, axis: Axis, counts: Mapping[str, tuple[np.ndarray, int]]) -> None:
+    def _add_disparities(
+        self, model: str, split: str, axis: Axis, counts: Mapping[str, tuple[np.ndarray, int]]
+    ) -> None:
         identity: Row = {"run_id": self.run_id, "model_id": model, "judge_id": self.judge_id, "split": split}
         resamples = self.config.assessment.resamples
         for row in measure_disparities(counts, axis, axis.uniform(), seed=self.config.seed, resamples=resamples):
@@ -113,9 +117,11 @@ class _Assessment:
     ) -> None:
         prompts = sorted(counts[BASE])
         tables = [np.stack([counts[model][prompt][0] for prompt in prompts]) for model in (BASE, self.model_id)]
+        before, after = tables
         unknown = [sum(counts[model][prompt][1] for prompt in prompts) for model in (BASE, self.model_id)]
         change = compare(
-            *tables,
+            before,
+            after,
             axis.uniform(),
             l2_discrepancy,
             unknown=(unknown[0], unknown[1]),
@@ -131,15 +137,20 @@ class _Assessment:
     def _add_scores(self, split: str, measured: Mapping[str, Measured]) -> None:
         base, aligned = measured[BASE], measured[self.model_id]
         texts = builder(self.config.classification.builder, self.config.device)
-        names = sorted({prompt for prompt in base.prompt_ids})
-        vectors = dict(zip(names, texts.text_features([self.prompts[name].text for name in names]).numpy(), strict=True))
+        names = sorted(set(base.prompt_ids))
+        vectors = dict(
+            zip(names, texts.text_features([self.prompts[name].text for name in names]).numpy(), strict=True)
+        )
         scores = {
             model: clip_score(m.features, np.stack([vectors[prompt] for prompt in m.prompt_ids]))
             for model, m in measured.items()
         }
         for model, values in scores.items():
             estimate = estimate_score(
-                values, measured[model].prompt_ids, rng=self.rng("clip", split), resamples=self.config.assessment.resamples
+                values,
+                measured[model].prompt_ids,
+                rng=self.rng("clip", split),
+                resamples=self.config.assessment.resamples,
             )
             self._add_score(model, split, "neutral", "clip_score", "100 x cosine", self.builder_id, estimate)
         self.rows["scores"].append(self._frechet_row(split, base, aligned))

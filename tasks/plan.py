@@ -14,7 +14,9 @@ def planned_work(config: RunConfig) -> list[tuple[str, str, str]]:
     subjects = load_subjects(config.expansion.prompts, config.expansion.max_subjects)
     cells = prod(len(AXES[name].groups) for name in config.expansion.axes)
     by_split = {split: sum(s.split == split for s in subjects) for split in ("train", "validation", "eval")}
-    rows = [("expansion", f"{split} prompts, neutral + specific", f"{n} + {n * cells}") for split, n in by_split.items()]
+    rows = [
+        ("expansion", f"{split} prompts, neutral + specific", f"{n} + {n * cells}") for split, n in by_split.items()
+    ]
 
     def images(purpose: str) -> int:
         parts = slices(purpose, config.images)

@@ -20,6 +20,7 @@ from tasks.run import read_prompts, reference
 
 TABLES = ("populations", "preferences", "refusals", "yields")
 
+
 @task(cache_policy=NO_CACHE)
 def build_preferences(workspace: str, run_id: str, config: RunConfig, model_id: str, round_index: int) -> ArtifactRef:
     """Commits `populations`, `preferences`, `refusals` and `yields` of a round, from the current model's images."""
@@ -49,7 +50,11 @@ def build_preferences(workspace: str, run_id: str, config: RunConfig, model_id: 
 
 def _rows(outcome: PopulationPair | Refusal) -> dict[str, list[dict[str, object]]]:
     if isinstance(outcome, Refusal):
-        row = {"prompt_id": outcome.prompt_id, "reason": str(outcome.reason), "detail": outcome.detail}
+        row: dict[str, object] = {
+            "prompt_id": outcome.prompt_id,
+            "reason": str(outcome.reason),
+            "detail": outcome.detail,
+        }
         rows: dict[str, list[dict[str, object]]] = {"refusals": [row]}
     else:
         rows = {

@@ -12,7 +12,12 @@ _totals: dict[str, int] = {}
 @contextmanager
 def terminal_progress() -> Generator[None]:
     """Shows bars for everything announced inside; the command line switches it on, a worker does not."""
-    columns = (TextColumn("{task.description:<34}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
+    columns = (
+        TextColumn("{task.description:<34}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+    )
     with Progress(*columns, TimeElapsedColumn()) as progress:
         _active["terminal"] = progress
         try:

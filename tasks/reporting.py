@@ -35,7 +35,7 @@ def write_report(workspace: str, run_id: str, config: RunConfig) -> Path:
     """Renders the report from the committed tables, as far as the run got; returns its path."""
     place = Workspace.open(workspace)
     rebuild_catalog(place)
-    rows = {name: read_rows(place, run_id, name) for name in ROWS}
+    rows: dict[str, Any] = {name: read_rows(place, run_id, name) for name in ROWS}
     decisions = read_rows(place, run_id, "decisions")
     kept = decisions[0]["model_id"] if decisions else _last_model(rows["models"])
     run = read_rows(place, run_id, "runs")[0]
@@ -64,7 +64,10 @@ def _last_model(models: list[dict[str, Any]]) -> str:
 def _sheets(place: Workspace, run_id: str, kept: str, prompts: list[dict[str, Any]]) -> list[ContactSheet]:
     """The same prompts and seeds before and after: held-out neutral ones."""
     shown = [row for row in prompts if row["split"] == "eval" and row["kind"] == "neutral"][:SHEET_ROWS]
-    wanted = {model: [[f"{model}/{row['prompt_id']}/{i}" for i in range(SHEET_COLUMNS)] for row in shown] for model in (BASE, kept)}
+    wanted = {
+        model: [[f"{model}/{row['prompt_id']}/{i}" for i in range(SHEET_COLUMNS)] for row in shown]
+        for model in (BASE, kept)
+    }
     found = read_images(place, run_id, [sample for grid in wanted.values() for line in grid for sample in line])
     drawn = {
         model: [[decode_image(found[sample]) if sample in found else None for sample in line] for line in grid]
@@ -82,7 +85,14 @@ def _sheets(place: Workspace, run_id: str, kept: str, prompts: list[dict[str, An
 @task(cache_policy=NO_CACHE)
 def publish_report(workspace: str, run_id: str, summary: RunSummary) -> None:
     """Puts the headline on the run's page in Prefect; the report itself is a file, since browsers block links to it."""
-    lines = [f"## {summary.verdict}: {summary.reason}", "", "| held-out neutral prompts | before | after | ratio |", "|---|---|---|---|"]
+    lines = [
+        f"## {summary.verdict}: {summary.reason}",
+        "",
+        "| held-out neutral prompts | before | after | ratio |",
+        "|---|---|---|---|",
+    ]
     lines += ["| " + " | ".join(row) + " |" for row in summary.headline]
     lines += ["", f"Report: `{summary.report}`", "", f'Tables: `popalign sql -w {workspace} "FROM comparisons"`']
-    create_markdown_artifact(key=f"popalign-{run_id}".lower().replace(".", "-").replace("_", "-"), markdown="\n".join(lines))
+    create_markdown_artifact(
+        key=f"popalign-{run_id}".lower().replace(".", "-").replace("_", "-"), markdown="\n".join(lines)
+    )

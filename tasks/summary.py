@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 
-from popalign_core.config import RunConfig, parse_config
 from prefect import task
 from prefect.cache_policies import NO_CACHE
+
+from popalign_core.config import RunConfig, parse_config
 from storage.artifacts import committed_keys
 from storage.errors import NotCommitted
 from storage.layout import Workspace

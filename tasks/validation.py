@@ -9,7 +9,7 @@ from popalign_core.assessment.disparity import l2_discrepancy, sampling_floor
 from popalign_core.attributes import AXES
 from popalign_core.config import RunConfig
 from popalign_core.population_counts import group_counts
-from storage.artifacts import ArtifactRef, is_committed
+from storage.artifacts import is_committed
 from storage.commit import staged_artifact
 from storage.tables import write_rows
 from tasks.labels import labelled_samples
@@ -50,18 +50,25 @@ def validation_verdict(workspace: str, run_id: str, config: RunConfig, model_ids
 
 
 @task(cache_policy=NO_CACHE)
-def record_validations(workspace: str, run_id: str, config: RunConfig, model_ids: list[str], kept: str) -> ArtifactRef:
-    """Commits `validations` with the model that was kept."""
-    ref = reference(workspace, run_id, "validations", "all")
-    if is_committed(ref):
-        return ref
-    floors = stop_rule(config).floors
+def record_validations(workspace: str, run_id: str, config: RunConfig, model_ids: list[str]) -> str:
+    """Commits `validations`; returns the trained model that is kept, the most even one.
+
+    Where no round beat the base the best of them is assessed all the same, and the decision holds it.
+    """
+    rule = stop_rule(config)
+    points = {
+        model_id: held_out_point(workspace, run_id, config, model_id, round_index)
+        for round_index, model_id in enumerate(model_ids)
+    }
+    before = points[model_ids[0]].disparities
+    kept = min(model_ids[1:], key=lambda model_id: rule.score(before, points[model_id].disparities))
     rows: list[dict[str, object]] = []
-    for round_index, model_id in enumerate(model_ids):
-        point = held_out_point(workspace, run_id, config, model_id, round_index)
+    for round_index, (model_id, point) in enumerate(points.items()):
         for axis, disparity in point.disparities.items():
             row = {"run_id": run_id, "model_id": model_id, "round": round_index, "axis": axis}
-            rows.append({**row, "disparity": disparity, "floor": floors[axis], "selected": model_id == kept})
-    with staged_artifact(ref) as folder:
-        write_rows(folder, "validations", rows)
-    return ref
+            rows.append({**row, "disparity": disparity, "floor": rule.floors[axis], "selected": model_id == kept})
+    ref = reference(workspace, run_id, "validations", "all")
+    if not is_committed(ref):
+        with staged_artifact(ref) as folder:
+            write_rows(folder, "validations", rows)
+    return kept

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,9 +43,9 @@ class HeadClassifier:
             self.sources = dict(sources)
             digests = "-".join(source_digest(source) for source in self.sources.values())
             self.classifier_id = f"heads:{'+'.join(self.sources)}@{digests}"
-        self._loaded: dict[str, tuple[object, object]] = {}
+        self._loaded: dict[str, tuple[Any, Any]] = {}
 
-    def _load(self, name: str) -> tuple[object, object]:
+    def _load(self, name: str) -> tuple[Any, Any]:
         if name in self._loaded:
             return self._loaded[name]
         if name not in self.sources:
@@ -54,9 +55,7 @@ class HeadClassifier:
         if Path(source).is_dir():
             check_weights(Path(source))
         try:
-            model = AutoModelForImageClassification.from_pretrained(
-                source, dtype=torch.float32, use_safetensors=True
-            )
+            model = AutoModelForImageClassification.from_pretrained(source, dtype=torch.float32, use_safetensors=True)
             processor = AutoImageProcessor.from_pretrained(source)
         except (OSError, ValueError) as error:
             raise ModelNotUsable(f"{source!r} could not be loaded as an image classifier: {error}") from error
@@ -69,14 +68,14 @@ class HeadClassifier:
         model, processor = self._load(name)
         parts: list[Tensor] = []
         for start in range(0, len(images), self.batch_size):
-            pixels = processor(list(images[start : start + self.batch_size]), return_tensors="pt").pixel_values
+            pixels: Tensor = processor(list(images[start : start + self.batch_size]), return_tensors="pt").pixel_values
             parts.append(model(pixels.to(self.device)).logits.float().cpu())
-        labels = [model.config.id2label[index] for index in range(model.config.num_labels)]
+        labels: list[str] = [model.config.id2label[index] for index in range(model.config.num_labels)]
         return torch.cat(parts).numpy(), labels
 
     def probabilities(self, images: np.ndarray, axes: Sequence[Axis]) -> list[AxisProbabilities]:
         """Sums the classes that mean the same group; a "no person" class, where there is one, is kept apart."""
-        outcomes = []
+        outcomes: list[AxisProbabilities] = []
         for axis in axes:
             logits, labels = self.logits(axis.name, images)
             shares = softmax(logits)

@@ -110,7 +110,7 @@ class SdxlModel:
 
 
 def pick_device(name: str) -> torch.device:
-    """ "auto" is the first accelerator, else the CPU."""
+    """The device of a name; `auto` is the first accelerator, else the CPU."""
     if name != "auto":
         return torch.device(name)
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None

@@ -74,10 +74,11 @@ class ZeroShotClassifier:
     @torch.inference_mode()
     def image_features(self, images: np.ndarray) -> Tensor:
         """Unit features (n, d) in float32 on the CPU. images: uint8 (n, h, w, 3)."""
-        features = []
+        features: list[Tensor] = []
         for start in range(0, len(images), self.batch_size):
             part = images[start : start + self.batch_size]
-            pixels = torch.stack([self.preprocess(Image.fromarray(image)) for image in part]).to(self.device)
+            views: list[Tensor] = [self.preprocess(Image.fromarray(image)) for image in part]
+            pixels = torch.stack(views).to(self.device)
             features.append(functional.normalize(self.model.encode_image(pixels).float(), dim=-1).cpu())
         return torch.cat(features)
 
@@ -103,7 +104,7 @@ class ZeroShotClassifier:
         """Softmax over the groups; "no person" against the best group."""
         features = self.image_features(images)
         scale = float(self.model.logit_scale.exp())
-        outcomes = []
+        outcomes: list[AxisProbabilities] = []
         for axis in axes:
             logits = (scale * features @ self._axis_features(axis).T).numpy()
             best_against_none = np.stack([logits[:, :-1].max(axis=1), logits[:, -1]], axis=1)

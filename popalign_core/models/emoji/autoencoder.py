@@ -46,7 +46,7 @@ def _edges(pixels: Tensor) -> Tensor:
 
 def _shifted(pixels: Tensor, generator: torch.Generator) -> Tensor:
     padded = functional.pad(pixels, (3, 3, 3, 3), value=1.0)
-    top, left = torch.randint(0, 7, (2,), generator=generator).tolist()
+    top, left = (int(offset) for offset in torch.randint(0, 7, (2,), generator=generator))
     return padded[:, :, top : top + 64, left : left + 64]
 
 
@@ -88,15 +88,17 @@ def train_autoencoder(
 @torch.no_grad()
 def _whiten(vae: AutoencoderKL, pixels: Tensor) -> None:
     """Folds the latents' mean and deviation per channel into quant_conv and post_quant_conv: exact, no new option."""
-    moments = torch.cat([vae._encode(part) for part in pixels.split(128)])
+    moments = torch.cat([vae._encode(part) for part in torch.split(pixels, 128)])
     mean, logvar = moments.chunk(2, dim=1)
     center = mean.mean(dim=(0, 2, 3))
     spread = (mean.var(dim=(0, 2, 3)) + logvar.exp().mean(dim=(0, 2, 3))).sqrt()
     quant, post = vae.quant_conv, vae.post_quant_conv
-    assert quant is not None and post is not None  # built above with both
+    assert quant is not None  # built above
+    assert post is not None
     shift = torch.cat([center, 2 * spread.log()])
     scale = torch.cat([1 / spread, torch.ones_like(spread)])
-    assert quant.bias is not None and post.bias is not None
+    assert quant.bias is not None
+    assert post.bias is not None
     quant.weight.mul_(scale[:, None, None, None])
     quant.bias.sub_(shift).mul_(scale)
     # The decoder saw z; it now gets (z - center) / spread.

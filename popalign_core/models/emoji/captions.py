@@ -37,7 +37,7 @@ def picture_index(vendor: int, role: int, gender: int, tone: int) -> int:
 
 
 def draw_training_batch(size: int, rng: np.random.Generator) -> CaptionedDraws:
-    """Neutral captions take the role's skewed gender and the skewed tone; captions that name a group are drawn evenly."""
+    """Neutral captions take the role's skewed gender and the skewed tone; those that name a group are drawn evenly."""
     captions: list[str] = []
     pictures = np.empty(size, dtype=np.int64)
     for row in range(size):

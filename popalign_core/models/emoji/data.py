@@ -74,9 +74,7 @@ def _render(svg: str) -> np.ndarray:
 
 def _variants(icons: dict[str, Any], suffix: str) -> Iterator[np.ndarray]:
     for role in ROLES:
-        drawings = [
-            _render(_svg(icons, f"{gender}-{role.key}-{tone}{suffix}")) for gender in GENDERS for tone in TONES
-        ]
+        drawings = [_render(_svg(icons, f"{gender}-{role.key}-{tone}{suffix}")) for gender in GENDERS for tone in TONES]
         yield np.stack(drawings).reshape(len(GENDERS), len(TONES), SIZE_PIXELS, SIZE_PIXELS, 3)
 
 
@@ -104,7 +102,8 @@ def render_emoji(folder: Path) -> EmojiSet:
 
 def render_objects(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     """Pictures without a person. Returns: uint8 (n, 64, 64, 3) and the vendor's index (n,)."""
-    images, vendors = [], []
+    images: list[np.ndarray] = []
+    vendors: list[int] = []
     for vendor_index, vendor in enumerate(VENDORS):
         icons = fetch_icons(vendor, folder)
         images += [_render(_svg(icons, key)) for key in OBJECTS]

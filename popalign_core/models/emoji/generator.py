@@ -96,7 +96,7 @@ def _learning_rate(step: int, done: float, peak: float) -> float:
 
 @torch.no_grad()
 def _encode(vae: AutoencoderKL, pixels: Tensor) -> tuple[Tensor, Tensor]:
-    moments = [vae.encode(part).latent_dist for part in pixels.split(128)]
+    moments = [vae.encode(part).latent_dist for part in torch.split(pixels, 128)]
     return torch.cat([m.mean for m in moments]), torch.cat([m.std for m in moments])
 
 
@@ -165,7 +165,8 @@ def load_generator(model: Generator, folder: Path) -> None:
 
 @torch.no_grad()
 def _update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
-    torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
+    for kept, new in zip(average.parameters(), model.parameters(), strict=True):
+        kept.lerp_(new, 1 - decay)
 
 
 def save_generator(

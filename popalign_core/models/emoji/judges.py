@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import open_clip
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType]
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import ResNetConfig, ResNetForImageClassification, ViTImageProcessor
@@ -44,8 +44,10 @@ logger = logging.getLogger(__name__)
 def _role_batch(pictures: Pictures, allowed: Tensor, rng: np.random.Generator) -> Tensor:
     """Pictures that differ in little but the group: six roles with all their people of one vendor, and some objects."""
     people = allowed & pictures.person
-    cells = torch.unique(torch.stack([pictures.vendor[people], pictures.role[people]]), dim=1).T
-    chosen = cells[torch.from_numpy(rng.choice(len(cells), 6, replace=False))]
+    labels = torch.stack([pictures.vendor[people], pictures.role[people]], dim=1).numpy()
+    cells = sorted({(int(vendor), int(role)) for vendor, role in labels})
+    places: list[int] = rng.choice(len(cells), 6, replace=False).tolist()
+    chosen = [cells[place] for place in places]
     rows = [torch.nonzero(people & (pictures.vendor == v) & (pictures.role == r)).flatten() for v, r in chosen]
     objects = torch.nonzero(allowed & ~pictures.person).flatten()
     rows.append(objects[torch.from_numpy(rng.choice(len(objects), 6))])
@@ -63,7 +65,7 @@ def _captions(pictures: Pictures, rows: Tensor, rng: np.random.Generator) -> tup
     named_gender = names[1] & (gender != NO_LABEL)
     named_tone = names[2] & (tone != NO_LABEL)
     anyone = type(ROLES[0])("person", "person", "activity", 0.5)
-    texts = []
+    texts: list[str] = []
     for row in range(len(rows)):
         if not person[row]:
             texts.append(NO_PERSON_CAPTION)
@@ -202,4 +204,6 @@ def _save_classifier(model: MultiHead, head: str, labels: list[str], folder: Pat
     classifier.resnet.load_state_dict(model.backbone.state_dict())
     classifier.classifier[1].load_state_dict(model.heads[head].state_dict())
     classifier.half().save_pretrained(folder)
-    ViTImageProcessor(size={"height": 64, "width": 64}, image_mean=[0.5] * 3, image_std=[0.5] * 3).save_pretrained(folder)
+    ViTImageProcessor(size={"height": 64, "width": 64}, image_mean=[0.5] * 3, image_std=[0.5] * 3).save_pretrained(
+        folder
+    )

@@ -17,7 +17,7 @@ LATENT_NOISE = (0.0, 0.15, 0.35)  # deviations added to whitened latents: stands
 
 @dataclass(frozen=True)
 class Pictures:
-    """pixels: float (copies, n, 3, 64, 64) in [-1, 1]: the drawing itself, then softened copies. Labels (n,), -1 = hidden.
+    """pixels: float (copies, n, 3, 64, 64) in [-1, 1]: the drawing, then softened copies. Labels (n,), -1 = hidden.
 
     person: (n,) bool. role, gender and tone of a picture without a person are -1.
     """
@@ -38,8 +38,8 @@ def softened(pixels: Tensor, vae: AutoencoderKL, generator: torch.Generator) -> 
     """Stacks the pictures with their round trips through the autoencoder at several latent noise levels."""
     copies = [pixels]
     for deviation in LATENT_NOISE:
-        parts = []
-        for part in pixels.split(128):
+        parts: list[Tensor] = []
+        for part in torch.split(pixels, 128):
             mean = vae.encode(part).latent_dist.mean
             parts.append(vae.decode(mean + deviation * torch.randn(mean.shape, generator=generator)).sample)
         copies.append(torch.cat(parts).clamp(-1, 1))

@@ -14,7 +14,9 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 from popalign_core.models.emoji.roles import ROLES
 
 CONTEXT_TOKENS = 24
-FRAME_WORDS = "a an the of with and in on at photo picture drawing emoji portrait best quality skinned man woman men women"
+FRAME_WORDS = (
+    "a an the of with and in on at photo picture drawing emoji portrait best quality skinned man woman men women"
+)
 TONE_WORDS = "light medium dark"
 
 
@@ -39,14 +41,17 @@ def write_tokenizer(folder: Path) -> CLIPTokenizer:
     (folder / "vocab.json").write_text(json.dumps({token: index for index, token in enumerate(tokens)}))
     (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(" ".join(pair) for pair in merges) + "\n")
     tokenizer = CLIPTokenizer(
-        str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=CONTEXT_TOKENS, pad_token="<|endoftext|>"
+        str(folder / "vocab.json"),
+        str(folder / "merges.txt"),
+        model_max_length=CONTEXT_TOKENS,
+        pad_token="<|endoftext|>",
     )
     tokenizer.save_pretrained(folder)
     return tokenizer
 
 
 def new_text_encoders(tokenizer: CLIPTokenizer) -> tuple[CLIPTextModel, CLIPTextModelWithProjection]:
-    """Untrained encoders of widths 64 and 128; SDXL reads the last but one layer of each, and the second's projection."""
+    """Untrained encoders, 64 and 128 wide; SDXL reads the last but one layer of each, and the second's projection."""
 
     def config(width: int, layers: int) -> CLIPTextConfig:
         return CLIPTextConfig(
