@@ -19,6 +19,9 @@ VALUES = [
     ("high", F64, "upper end of its 95% interval"),
 ]
 N = ("n", I32, "images counted: those with status ok")
+CHECK = pa.struct(
+    [("name", STR), ("passed", pa.bool_()), *((name, F64) for name in ("value", "low", "high", "threshold"))]
+)
 Column = tuple[str, pa.DataType, str]
 TableSpec = tuple[str, list[Column]]
 
@@ -246,22 +249,7 @@ TABLES: dict[str, TableSpec] = {
             MODEL,
             ("verdict", STR, "promote or hold"),
             ("reason", STR, "in one sentence"),
-            (
-                "checks",
-                pa.list_(
-                    pa.struct(
-                        [
-                            ("name", STR),
-                            ("passed", pa.bool_()),
-                            ("value", F64),
-                            ("low", F64),
-                            ("high", F64),
-                            ("threshold", F64),
-                        ]
-                    )
-                ),
-                "every condition with its value, interval and threshold",
-            ),
+            ("checks", pa.list_(CHECK), "every condition with its value, interval and threshold"),
         ],
     ),
     "timings": (
