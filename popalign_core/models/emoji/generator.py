@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from popalign_core.models.emoji.autoencoder import LATENT_CHANNELS
-from popalign_core.models.emoji.captions import draw_training_batch
+from popalign_core.models.emoji.captions import CaptionedDraws, draw_training_batch
 from popalign_core.models.emoji.text import CONTEXT_TOKENS, new_text_encoders, write_tokenizer
 
 EMPTY_CAPTION_SHARE = 0.1
@@ -121,26 +121,12 @@ def train_generator(
     if start_from is not None:
         load_generator(model, start_from)
     average = copy.deepcopy(model).requires_grad_(False)
-    alphas = new_schedule().alphas_cumprod
-    snr = alphas / (1 - alphas)
-    weights = snr.clamp(max=MIN_SNR) / snr
-    mean, std = _encode(vae, pixels)
+    latents = _encode(vae, pixels)
     optimizer = torch.optim.AdamW(model.parameters(), lr=training.peak_lr, weight_decay=1e-2)
     start, saved, step, smooth = time.monotonic(), 0.0, 0, 1.0
     while (elapsed := time.monotonic() - start) < training.seconds:
         optimizer.param_groups[0]["lr"] = _learning_rate(step, elapsed / training.seconds, training.peak_lr)
-        draws = draw_training_batch(training.batch, rng)
-        tokens = tokenizer(
-            draws.captions, padding="max_length", max_length=CONTEXT_TOKENS, truncation=True, return_tensors="pt"
-        ).input_ids
-        clean = mean[draws.pictures] + std[draws.pictures] * torch.randn_like(mean[draws.pictures])
-        noise = torch.randn_like(clean)
-        timesteps = torch.randint(0, len(alphas), (training.batch,))
-        alpha = alphas[timesteps][:, None, None, None]
-        noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
-        empty = torch.rand(training.batch) < EMPTY_CAPTION_SHARE
-        error = (model(noisy, timesteps, tokens, empty) - noise).square().mean(dim=(1, 2, 3))
-        loss = (weights[timesteps] * error).mean()
+        loss = _batch_loss(model, tokenizer, latents, draw_training_batch(training.batch, rng))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -154,6 +140,26 @@ def train_generator(
             logger.info("generator %.0f s, step %d, loss %.4f", elapsed, step, smooth)
     logger.info("generator done: %.0f s, step %d, loss %.4f", elapsed, step, smooth)
     return save_generator(average, vae, tokenizer, folder)
+
+
+def _batch_loss(
+    model: Generator, tokenizer: CLIPTokenizer, latents: tuple[Tensor, Tensor], draws: CaptionedDraws
+) -> Tensor:
+    """Mean squared error of the predicted noise at random timesteps, weighted by Min-SNR. latents: means, deviations."""
+    alphas = new_schedule().alphas_cumprod
+    tokens = tokenizer(
+        draws.captions, padding="max_length", max_length=CONTEXT_TOKENS, truncation=True, return_tensors="pt"
+    ).input_ids
+    mean, std = (values[draws.pictures] for values in latents)
+    clean = mean + std * torch.randn_like(mean)
+    noise = torch.randn_like(clean)
+    timesteps = torch.randint(0, len(alphas), (len(clean),))
+    alpha = alphas[timesteps][:, None, None, None]
+    noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
+    empty = torch.rand(len(clean)) < EMPTY_CAPTION_SHARE
+    error = (model(noisy, timesteps, tokens, empty) - noise).square().mean(dim=(1, 2, 3))
+    snr = alphas[timesteps] / (1 - alphas[timesteps])
+    return (snr.clamp(max=MIN_SNR) / snr * error).mean()
 
 
 def load_generator(model: Generator, folder: Path) -> None:
