@@ -140,6 +140,8 @@ class RunConfig(StageConfig):
 
 _EMOJI = RunConfig(
     sampling=SamplingConfig(scheduler="dpm++", steps=10, guidance_scale=3.0, batch_size=64, shard_size=256),
+    images=ImageCounts(train_neutral=12, train_specific=2, validation=16, evaluation=40, trained=4, obedience=1),
+    populations=PopulationsConfig(size=10),
 )
 _SDXL = RunConfig(
     model="stabilityai/stable-diffusion-xl-base-1.0",
