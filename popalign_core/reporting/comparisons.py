@@ -216,9 +216,14 @@ def _neutral(data: ReportData) -> list[Row]:
 
 
 def _scores(data: ReportData) -> list[Row]:
-    return matching(data.scores, judge_id=data.judge_id)
+    return _said_by_either(matching(data.scores), data)
 
 
 def _compared(data: ReportData, **wanted: object) -> list[Row]:
-    models = {"base_model_id": data.base_model_id, "model_id": data.model_id, "judge_id": data.judge_id}
-    return matching(data.comparisons, **models, **wanted)
+    models = {"base_model_id": data.base_model_id, "model_id": data.model_id}
+    return _said_by_either(matching(data.comparisons, **models, **wanted), data)
+
+
+def _said_by_either(rows: Sequence[Row], data: ReportData) -> list[Row]:
+    """Rows of the run's judge, and quality in the feature space of the builder's model, which alone has one."""
+    return [row for row in rows if row["judge_id"] in (data.judge_id, data.builder_id)]

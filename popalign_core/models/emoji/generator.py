@@ -145,7 +145,7 @@ def train_generator(
 def _batch_loss(
     model: Generator, tokenizer: CLIPTokenizer, latents: tuple[Tensor, Tensor], draws: CaptionedDraws
 ) -> Tensor:
-    """Mean squared error of the predicted noise at random timesteps, weighted by Min-SNR. latents: means, deviations."""
+    """Mean squared error of the predicted noise, weighted by Min-SNR. latents: means and deviations, (n, 8, 16, 16)."""
     alphas = new_schedule().alphas_cumprod
     tokens = tokenizer(
         draws.captions, padding="max_length", max_length=CONTEXT_TOKENS, truncation=True, return_tensors="pt"

@@ -16,6 +16,7 @@ from popalign_core.assessment.disparity import l2_discrepancy, sampling_floor
 from popalign_core.assessment.obedience import confusion_matrix, obedience
 from popalign_core.assessment.quality import frechet_distance
 from popalign_core.attributes import AXES
+from popalign_core.classification import AxisProbabilities
 from popalign_core.config import preset
 from popalign_core.models.attribute_heads import HeadClassifier
 from popalign_core.models.emoji.captions import caption
@@ -75,7 +76,7 @@ def _obedience(
         judge.probabilities(images, MEASURED_AXES), labels, shown_by_axis, strict=True
     ):
         shown = np.array([bool(visible[people.role == role].all()) for role, _, _ in cells])
-        perceived = [outcome.axis.groups[best] for best in outcome.probabilities.argmax(axis=1)]
+        perceived = _best(outcome)
         kept = [i for i in range(len(cells)) if shown[i]]
         share = obedience(
             [requested[i] for i in kept],
@@ -87,6 +88,11 @@ def _obedience(
     logits, _ = judge.logits("subject", images)
     found["subject"] = round(float((logits.argmax(axis=1) == np.array([role for role, _, _ in cells])).mean()), 4)
     return found
+
+
+def _best(outcome: AxisProbabilities) -> list[str]:
+    places: list[int] = outcome.probabilities.argmax(axis=1).tolist()
+    return [outcome.axis.groups[place] for place in places]
 
 
 def _disparity(judge: HeadClassifier, images: np.ndarray) -> dict[str, Any]:
@@ -108,8 +114,9 @@ def _confusions(builder: ZeroShotClassifier, people: EmojiSet, chosen: np.ndarra
     outcomes = builder.probabilities(people.images[chosen], MEASURED_AXES)
     for outcome, labels in zip(outcomes, (people.gender[chosen], people.tone[chosen]), strict=True):
         groups = [str(group) for group in outcome.axis.groups]
-        perceived = [groups[best] for best in outcome.probabilities.argmax(axis=1)]
-        matrix = confusion_matrix([groups[label] for label in labels], perceived, outcome.axis)
+        perceived = _best(outcome)
+        named = [groups[int(label)] for label in np.asarray(labels)]
+        matrix = confusion_matrix(named, perceived, outcome.axis)
         found[outcome.axis.name] = matrix.tolist()
     return found
 
