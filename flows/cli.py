@@ -50,7 +50,7 @@ def _fail(message: str) -> None:
 
 @app.command()
 def demo(workspace: WorkspaceOption = Path("workspace"), seed: int = 0) -> None:
-    """Runs everything on the embedded emoji model: about ten minutes on two cores, no network."""
+    """Runs everything on the embedded emoji model without a network or a GPU."""
     _execute("emoji", f"demo-{seed}", workspace, [f"seed={seed}"])
 
 
@@ -112,7 +112,7 @@ def report(run_id: str, workspace: WorkspaceOption = Path("workspace")) -> None:
     from tasks.summary import run_config
 
     place = Workspace.open(workspace)
-    console.print(str(write_report(str(place.root), run_id, run_config(place, run_id))))
+    console.print(str(write_report.fn(str(place.root), run_id, run_config(place, run_id))))
 
 
 def _config(preset: str, settings: list[str]) -> "RunConfig":
@@ -159,6 +159,8 @@ def _quiet_prefect() -> None:
     # CRITICAL: an error is shown once, by main(), and not as a traceback of every flow above it.
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+    # A busy machine takes longer than the 20 s that Prefect waits for its own server.
+    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "180")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")

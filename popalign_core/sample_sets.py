@@ -15,12 +15,16 @@ Purpose = Literal["validation", "evaluation", "trained", "obedience", "round"]
 
 @dataclass(frozen=True)
 class Slice:
-    """A number of images for every prompt of a split and kind, from a first index on."""
+    """A number of images for every prompt of a split and kind, from a first index on.
+
+    family_images: indices that a family has in this slice; specific prompts share them out among themselves.
+    """
 
     split: str
     kind: str
     first_index: int
     per_prompt: int
+    family_images: int
 
 
 def slices(purpose: str, images: ImageCounts, round_index: int = 1) -> list[Slice]:
@@ -30,13 +34,13 @@ def slices(purpose: str, images: ImageCounts, round_index: int = 1) -> list[Slic
     """
     first = (round_index - 1) * images.train_neutral
     known = {
-        "validation": [Slice("validation", "neutral", 0, images.validation)],
-        "evaluation": [Slice("eval", "neutral", 0, images.evaluation)],
-        "trained": [Slice("train", "neutral", 0, images.trained)],
-        "obedience": [Slice("eval", "specific", 0, images.obedience)],
+        "validation": [Slice("validation", "neutral", 0, images.validation, images.validation)],
+        "evaluation": [Slice("eval", "neutral", 0, images.evaluation, images.evaluation)],
+        "trained": [Slice("train", "neutral", 0, images.trained, images.trained)],
+        "obedience": [Slice("eval", "specific", 0, images.obedience, images.evaluation)],
         "round": [
-            Slice("train", "neutral", first, images.train_neutral),
-            Slice("train", "specific", first, images.train_specific),
+            Slice("train", "neutral", first, images.train_neutral, images.train_neutral),
+            Slice("train", "specific", first, images.train_specific, images.train_neutral),
         ],
     }
     if purpose not in known:
@@ -49,8 +53,9 @@ def image_requests(
 ) -> list[ImageRequest]:
     """All requests of the slices, by prompt and index.
 
-    The c-th of a neutral prompt's `cells` specific prompts takes indices c * per_prompt ... of the family, so that
-    every specific image shares its initial noise with one neutral image, and no two groups share theirs.
+    The c-th of a neutral prompt's `cells` specific prompts takes the family's indices c * per_prompt ..., beginning
+    again where they are used up, so that every specific image shares its initial noise with a neutral one. Only a
+    prompt that needs more images than its family has goes on past them.
     """
     requests: list[ImageRequest] = []
     position: dict[str, int] = {}
@@ -58,12 +63,14 @@ def image_requests(
         for prompt in prompts:
             if (prompt.split, prompt.kind) != (part.split, part.kind):
                 continue
-            offset = 0
+            start = 0
             if prompt.parent_id is not None:
                 rank = position.get(prompt.parent_id, 0)
                 position[prompt.parent_id] = rank + 1
-                offset = (rank % cells) * part.per_prompt
-            for index in range(part.first_index + offset, part.first_index + offset + part.per_prompt):
+                start = (rank % cells) * part.per_prompt
+            span = max(part.family_images, part.per_prompt)
+            for place in range(start, start + part.per_prompt):
+                index = part.first_index + place % span
                 requests.append(
                     ImageRequest(
                         sample_id=f"{model_id}/{prompt.prompt_id}/{index}",

@@ -1,6 +1,7 @@
 """One round of fine-tuning."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -51,14 +52,15 @@ def align_round(preferences: ArtifactRef, config: RunConfig, parent_id: str, rou
     # A fresh load: training changes the weights in place, and the cached model must stay what its source names.
     # Full fine-tuning needs float32 master weights.
     dtype = config.sampling.dtype if config.alignment.lora_rank else "float32"
-    model = load_sdxl(source, device=config.device, dtype=dtype)
+    earlier = None if source.lora is None else Path(source.lora)
+    model = load_sdxl(replace(source, lora=None), device=config.device, dtype=dtype)
     with timed(ref, "alignment", model.device.type) as facts:
         data = _alignment_data(preferences, model)
         settings = alignment_settings(config.alignment, config.seed, round_index)
         nats = nats_per_unit_error(noise_schedule(model), data.latent_elements)
         natural = natural_beta(settings.beta, nats, settings.objective, config.populations.size)
         get_run_logger().info("beta %g is %s in units of log-likelihood", settings.beta, natural)
-        policy = make_policy(model, lora_rank=config.alignment.lora_rank, seed=settings.seed)
+        policy = make_policy(model, lora_rank=config.alignment.lora_rank, seed=settings.seed, earlier_lora=earlier)
         records = list(_watched(train(policy, data, settings), f"alignment {model_id}"))
         facts["items"] = len(records)
         row = {

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from popalign_core.alignment.adapters import FullPolicy, LoraPolicy, Policy
 from popalign_core.alignment.denoiser import NoiseSchedule
-from popalign_core.models.lora import LoraTargets, add_lora, save_lora
+from popalign_core.models.lora import LoraTargets, add_lora, load_lora, save_lora
 from popalign_core.models.sdxl import SdxlModel
 
 
@@ -43,8 +43,19 @@ def noise_schedule(model: SdxlModel) -> NoiseSchedule:
     return NoiseSchedule(alphas.float(), scheduler.config.prediction_type)
 
 
-def make_policy(model: SdxlModel, *, lora_rank: int, lora_targets: LoraTargets = "attention", seed: int) -> Policy:
-    """A policy over a loaded model's UNet: full fine-tuning in float32 (rank 0) or a LoRA adapter."""
+def make_policy(
+    model: SdxlModel,
+    *,
+    lora_rank: int,
+    lora_targets: LoraTargets = "attention",
+    seed: int,
+    earlier_lora: Path | None = None,
+) -> Policy:
+    """A policy over a loaded model's UNet: full fine-tuning in float32 (rank 0) or a LoRA adapter.
+
+    earlier_lora: folder of the adapter of the round before; training goes on from it and compares with it. The model
+    must then have been loaded without an adapter.
+    """
     unet = model.pipeline.unet
     denoiser = SdxlDenoiser(unet, noise_schedule(model), model.time_ids(model.native_size, model.native_size))
     denoiser.to(model.device)
@@ -52,6 +63,9 @@ def make_policy(model: SdxlModel, *, lora_rank: int, lora_targets: LoraTargets =
         # Master weights in float32: at these learning rates an update is lost in bfloat16.
         unet.to(torch.float32)
         return FullPolicy(denoiser)
+    if earlier_lora is not None:
+        load_lora(unet, earlier_lora)
+        return LoraPolicy(denoiser, unet, reference_at="start")
     add_lora(unet, lora_rank, lora_targets, seed)
     return LoraPolicy(denoiser, unet)
 

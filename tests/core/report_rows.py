@@ -31,7 +31,14 @@ def good_run(seed: int = 0, images: int = 48, held_out: tuple[str, ...] = HELD_O
     for split, subjects, n in (("eval", held_out, images), ("train", TRAINED, 16)):
         prompts += [
             {"run_id": RUN, "prompt_id": f"{split}-{subject}", "split": split, "suite": "occupations"}
-            | {"subject": subject, "kind": "neutral", "parent_id": None, "text": article(subject), "requested": {}}
+            | {
+                "subject": subject,
+                "kind": "neutral",
+                "parent_id": None,
+                "text": article(subject),
+                "requested": {},
+                "prefix": "a ",
+            }
             for subject in subjects
         ]
         for model in (BASE, MODEL):
