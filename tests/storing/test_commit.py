@@ -17,6 +17,7 @@ from storage.errors import (
     ConflictingArtifact,
     CorruptArtifact,
     NotCommitted,
+    SchemaMismatch,
     StorageError,
     StorageFull,
     WorkspaceTooNew,

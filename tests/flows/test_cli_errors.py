@@ -1,0 +1,57 @@
+"""Bad input: one message, exit code 2, no traceback, nothing lost."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flows.cli import main
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["popalign", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    return int(stop.value.code or 0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["plan", "sdxxl"], "unknown preset 'sdxxl'. Known: emoji, sdxl, sdxl-paper"),
+        (["plan", "emoji", "--set", "expansion.axes=height"], "perceived_gender"),
+        (["plan", "emoji", "--set", "expansion.prompts=eval=/nowhere/x.txt"], "/nowhere/x.txt"),
+        (["plan", "emoji", "--set", "sampling.steps"], "has no '='"),
+        (["plan", "emoji", "--set", "sampling.speed=3"], "unknown setting 'sampling.speed'"),
+        (["plan", "emoji", "--set", "sampling.steps=0"], "sampling.steps: Input should be greater than 0 (got '0')"),
+        (["plan", "emoji", "--set", "classification.judge=emoji-clip"], "judged by their own maker"),
+        (["run", "emoji", "--run-id", "../x"], "run id '../x' is not usable"),
+    ],
+)
+def test_bad_arguments_are_one_message(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert run(monkeypatch, *arguments) == 2
+    said = capsys.readouterr().err
+    assert message in " ".join(said.split())
+    assert "Traceback" not in said
+
+
+def test_a_newer_workspace_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "workspace.json").write_text(json.dumps({"schema_version": 99}))
+    assert run(monkeypatch, "status", "-w", str(tmp_path)) == 2
+    assert "schema 99" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["workspace.json"]
+
+
+def test_help_loads_neither_torch_nor_prefect() -> None:
+    code = (
+        "import sys\nfrom typer.testing import CliRunner\nfrom flows.cli import app\n"
+        "assert CliRunner().invoke(app, ['--help']).exit_code == 0\n"
+        "sys.exit(bool({'torch', 'prefect'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
