@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -14,7 +15,10 @@ MANIFEST = "manifest.json"
 
 @dataclass(frozen=True)
 class ArtifactRef:
-    """Names one committed directory: all that passes between tasks. workspace: absolute path."""
+    """Names one committed directory: all that passes between tasks, as JSON by `dataclasses.asdict`.
+
+    workspace: absolute path. table: names the folder, which may hold further tables (`storage.tables.FOLDER`).
+    """
 
     workspace: str
     run_id: str
@@ -38,21 +42,27 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What was committed. facts: times, versions, host: everything that may differ between two equal runs."""
+    """What was committed.
+
+    facts: times, versions, host: everything that may differ between two equal runs.
+    inputs: digests of what it was made from, by name.
+    """
 
     files: dict[str, FileEntry]
     facts: dict[str, Any]
+    inputs: dict[str, str]
 
     @property
     def digest(self) -> str:
-        """SHA-256 over names and contents, not over facts."""
+        """SHA-256 over names and contents; neither over facts nor over inputs."""
         lines = [f"{name} {entry.sha256}" for name, entry in sorted(self.files.items())]
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
     def to_json(self) -> str:
         """As it is written."""
         files = {name: {"bytes": e.bytes, "sha256": e.sha256} for name, e in sorted(self.files.items())}
-        return json.dumps({"files": files, "facts": self.facts}, indent=1, sort_keys=True) + "\n"
+        values = {"files": files, "inputs": self.inputs, "facts": self.facts}
+        return json.dumps(values, indent=1, sort_keys=True) + "\n"
 
 
 def is_committed(ref: ArtifactRef) -> bool:
@@ -67,12 +77,12 @@ def read_manifest(ref: ArtifactRef) -> Manifest:
         values = cast("dict[str, Any]", json.loads(path.read_text()))
         entries = cast("dict[str, dict[str, Any]]", values["files"])
         files = {name: FileEntry(int(e["bytes"]), str(e["sha256"])) for name, e in entries.items()}
-        return Manifest(files, values["facts"])
+        return Manifest(files, values["facts"], values.get("inputs", {}))
     except FileNotFoundError as error:
         raise NotCommitted(f"{ref.table}/{ref.key} of run {ref.run_id} is not committed in {ref.workspace}.") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CorruptArtifact(
-            f"{path} is not a manifest ({error}); remove the folder and run again with the same id."
+            f"{path} is not a manifest ({error}); remove {ref.folder} and run again with the same run id."
         ) from error
 
 
@@ -81,10 +91,21 @@ def artifact_digest(ref: ArtifactRef) -> str:
     return read_manifest(ref).digest
 
 
+def committed_folders(workspace: Workspace, run_id: str, table: str) -> list[str]:
+    """Paths of all committed artifacts of a table, by key. Strings: quick with many thousands."""
+    folder = str(workspace.run_folder(run_id) / check_name("table", table))
+    try:
+        with os.scandir(folder) as entries:
+            names = sorted(entry.name for entry in entries if not entry.name.startswith("."))
+    except FileNotFoundError:
+        return []
+    paths = (f"{folder}/{name}" for name in names)
+    return [path for path in paths if os.path.exists(f"{path}/{MANIFEST}")]
+
+
 def committed_keys(workspace: Workspace, run_id: str, table: str) -> list[ArtifactRef]:
     """All committed artifacts of a table, by key."""
-    folder = workspace.run_folder(run_id) / table
-    keys = sorted(path.parent.name for path in folder.glob(f"*/{MANIFEST}") if not path.parent.name.startswith("."))
+    keys = (os.path.basename(path) for path in committed_folders(workspace, run_id, table))
     return [ArtifactRef(str(workspace.root), run_id, table, key) for key in keys]
 
 

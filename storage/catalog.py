@@ -1,63 +1,119 @@
 """One DuckDB file a workspace: views over committed shards, nothing copied; any DuckDB client opens it."""
 
 import os
+import re
 from pathlib import Path
 
 import duckdb
 import pyarrow as pa
 
-from storage.errors import QueryFailed
+from storage.columns import UNITS
+from storage.disk import disk_errors
+from storage.errors import CorruptArtifact, QueryFailed
 from storage.layout import Workspace
+from storage.locks import exclusive
 from storage.schemas import TABLES, schema
 from storage.tables import shard_paths
 
-
-def _quoted(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
+_EXPLAIN = re.compile(r"explain\s+(analyze\s+)?(\((analyze|format)\b[^()]*\)\s*)?", re.IGNORECASE)
+_READING = re.compile(r"(select|from|with|pivot|\()", re.IGNORECASE)
+MESSAGE_LINES = 6
 
 
 def rebuild_catalog(workspace: Workspace) -> Path:
     """Writes the catalog anew beside the old one and replaces it: a reader sees the old or the new, never half.
 
     Views name the committed files, so a half-written shard is never read. Paths are absolute: after moving a
-    workspace, rebuild.
+    workspace, rebuild. Raises: CorruptArtifact if a committed file is not readable; StorageFull.
     """
-    draft = workspace.root / f".catalog-{os.getpid()}.duckdb"
-    draft.unlink(missing_ok=True)
-    with duckdb.connect(draft) as connection:
-        for name, (comment, columns) in TABLES.items():
-            paths = shard_paths(workspace, name)
-            if paths:
-                files = ", ".join(_quoted(str(path)) for path in paths)
-                connection.execute(f"CREATE VIEW {name} AS SELECT * FROM read_parquet([{files}])")
-            else:
-                # An empty table of the right columns: queries work before the stage has run.
-                connection.register("empty", schema(name).empty_table())
-                connection.execute(f"CREATE TABLE {name} AS SELECT * FROM empty")
-                connection.unregister("empty")
-            kind = "VIEW" if paths else "TABLE"
-            connection.execute(f"COMMENT ON {kind} {name} IS {_quoted(comment)}")
-            for column, _, meaning in columns:
-                connection.execute(f'COMMENT ON COLUMN {name}."{column.removesuffix("?")}" IS {_quoted(meaning)}')
-    os.replace(draft, workspace.catalog)
+    draft = workspace.root / ".catalog.duckdb"
+    with exclusive(workspace.root / ".catalog.lock"), disk_errors(workspace.catalog):
+        for leftover in workspace.root.glob(f"{draft.name}*"):
+            leftover.unlink()
+        with duckdb.connect(draft) as connection:
+            connection.begin()
+            for name in TABLES:
+                _create_view(connection, name, shard_paths(workspace, name))
+            connection.commit()
+        os.replace(draft, workspace.catalog)
     return workspace.catalog
 
 
 def query(workspace: Workspace, sql: str) -> pa.Table:
-    """Runs SQL read-only over the committed tables; only files of the workspace can be read.
+    """Runs one reading statement over the committed tables; only files of the workspace can be read, none written.
 
-    Raises: QueryFailed with DuckDB's reason.
+    The catalog is as of the last `rebuild_catalog`. Raises: QueryFailed with DuckDB's reason.
     """
     if not workspace.catalog.is_file():
         rebuild_catalog(workspace)
     try:
-        with duckdb.connect(workspace.catalog, read_only=True) as connection:
+        # In memory, with the catalog attached: settings are this connection's own, also where threads query at once.
+        with duckdb.connect() as connection:
+            connection.execute(f"ATTACH {_quoted(str(workspace.catalog))} AS workspace (READ_ONLY)")
+            connection.execute("USE workspace")
             connection.execute(f"SET allowed_directories = [{_quoted(str(workspace.root))}]")
             connection.execute("SET enable_external_access = false")
             connection.execute("SET lock_configuration = true")
-            result = connection.sql(sql)
-            # Typed as never None; it is for statements without a result.
-            return pa.table({}) if result is None else result.to_arrow_table()  # pyright: ignore[reportUnnecessaryComparison]
+            return connection.sql(_reading_statement(connection, sql)).to_arrow_table()
     except duckdb.Error as error:
-        reason = str(error).strip()
-        raise QueryFailed(f"the query was refused: {reason}\nTables: {', '.join(TABLES)}. Reading only.") from error
+        reason = "\n".join(line for line in str(error).splitlines() if line.strip())
+        hint = "\nIf the workspace was moved, rebuild its catalog." if isinstance(error, _NOT_THERE) else ""
+        raise QueryFailed(
+            f"the query was refused: {_first_lines(reason)}{hint}\nTables: {', '.join(TABLES)}."
+        ) from error
+
+
+_NOT_THERE = (duckdb.IOException, duckdb.PermissionException)
+
+
+def _create_view(connection: duckdb.DuckDBPyConnection, name: str, paths: list[str]) -> None:
+    comment, columns = TABLES[name]
+    connection.register("empty", schema(name).empty_table())
+    types = {str(row[0]): str(row[1]) for row in connection.execute("DESCRIBE empty").fetchall()}
+    connection.unregister("empty")
+    # First an empty part: the columns are there before the stage has run, and whatever version wrote the files.
+    nulls = ", ".join(f'CAST(NULL AS {kind}) AS "{column}"' for column, kind in types.items())
+    body = f"SELECT {nulls} WHERE false"
+    if paths:
+        files = ", ".join(_quoted(path) for path in paths)
+        body = f"({body}) UNION ALL BY NAME SELECT * FROM read_parquet([{files}], union_by_name = true)"
+    try:
+        connection.execute(f'CREATE VIEW "{name}" AS {body}')
+    except (duckdb.InvalidInputException, duckdb.IOException) as error:
+        raise CorruptArtifact(
+            f"the catalog was not written, a file of table {name} is not readable: {_first_lines(str(error))}\nRemove "
+            "its folder and run again with the same run id."
+        ) from error
+    connection.execute(f'COMMENT ON VIEW "{name}" IS {_quoted(comment)}')
+    for column, _, meaning in columns:
+        plain = column.removesuffix("?")
+        text = f"{meaning} [{UNITS[plain]}]" if plain in UNITS else meaning
+        connection.execute(f'COMMENT ON COLUMN "{name}"."{plain}" IS {_quoted(text)}')
+
+
+def _reading_statement(connection: duckdb.DuckDBPyConnection, sql: str) -> str:
+    """The one statement in the text. Raises: QueryFailed unless it only reads."""
+    statements = connection.extract_statements(sql)
+    if len(statements) != 1:
+        raise QueryFailed(f"the query was refused: one statement at a time is run, and there are {len(statements)}.")
+    text = statements[0].query
+    explained = _EXPLAIN.sub("", text, count=1) if _EXPLAIN.match(text) else None
+    if explained is not None:
+        _reading_statement(connection, explained)
+        return text
+    kind = statements[0].type
+    # PIVOT is several statements inside; COPY and CREATE around a PIVOT are as well.
+    if kind != duckdb.StatementType.SELECT and not (kind == duckdb.StatementType.MULTI and _READING.match(text)):
+        raise QueryFailed(
+            f"the query was refused: {text.split()[0].upper()} does not only read. Use SELECT, FROM, WITH, PIVOT, "
+            "DESCRIBE, SUMMARIZE, SHOW or EXPLAIN; to write, open a copy of the catalog with a DuckDB client."
+        )
+    return text
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
+
+
+def _first_lines(text: str) -> str:
+    return "\n".join(text.splitlines()[:MESSAGE_LINES])

@@ -1,6 +1,13 @@
-"""The commit protocol: stage beside, flush, rename, manifest last. A crash at any instant leaves nothing half-read."""
+"""The commit protocol: stage beside, flush, rename, manifest last. A crash at any instant leaves nothing half-read.
 
-import errno
+    runs/<run>/<table>/<key>/                      committed, once manifest.json is in it; never changed again
+    runs/<run>/.staging/<table>.<key>~<random>/    being written: `files`, and a lock that the writer holds
+    runs/<run>/.staging/lock                       held while a writer starts, and from its rename to its manifest
+
+What a crash leaves has no manifest, or lies in `.staging` and nobody locks it: no reader takes it for data, and the
+next writer of the run, or of the same reference, removes it.
+"""
+
 import os
 import shutil
 import signal
@@ -8,101 +15,121 @@ import tempfile
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
-from storage.artifacts import MANIFEST, ArtifactRef, Manifest, artifact_digest, file_entry, is_committed
-from storage.errors import ConflictingArtifact, StorageFull
+from storage.artifacts import MANIFEST, ArtifactRef, FileEntry, Manifest, artifact_digest, file_entry, is_committed
+from storage.disk import disk_errors, flush, make_folder, write_in_one_step
+from storage.errors import ConflictingArtifact, InvalidName
 from storage.layout import Workspace
+from storage.locks import exclusive, try_lock
 
 KILL_VARIABLE = "POPALIGN_KILL_AT"
+STAGING = ".staging"
 _visits: dict[str, int] = {}
 
 
 def crash_point(point: str, table: str) -> None:
-    """For crash tests: `POPALIGN_KILL_AT=<point>:<table>[:<nth>]` ends the process here, as a power cut would."""
+    """For crash tests: `POPALIGN_KILL_AT=<point>:<table>[:<nth>]` ends the process here, as a power cut would.
+
+    Points: after_stage, before_rename, before_manifest, after_commit. nth: from 1, counted over the process.
+    """
     wanted = os.environ.get(KILL_VARIABLE)
     if wanted is None:
         return
-    name, _, nth = wanted.removeprefix(f"{point}:{table}").rpartition(":")
-    if not wanted.startswith(f"{point}:{table}") or name:
+    name, wanted_table, nth = [*wanted.split(":"), "1"][:3]
+    if (name, wanted_table) != (point, table):
         return
     _visits[wanted] = _visits.get(wanted, 0) + 1
-    if _visits[wanted] == int(nth or 1):
+    if _visits[wanted] == int(nth):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
 @contextmanager
-def staged_artifact(ref: ArtifactRef, facts: Mapping[str, Any] | None = None) -> Generator[Path]:
+def staged_artifact(
+    ref: ArtifactRef, facts: Mapping[str, Any] | None = None, inputs: Mapping[str, str] | None = None
+) -> Generator[Path]:
     """Gives an empty folder to write files into, and commits it on a clean exit; on an error nothing is left.
 
     facts: what may differ between two equal runs (times, versions); kept in the manifest, outside the digest. The
-    mapping is read at the end, so it may be filled meanwhile.
-    Raises: ConflictingArtifact if other content is committed there; StorageFull.
+    mapping is read at the end, so it may be filled meanwhile. inputs: digests of what it is made from, by name.
+    Equal content that is already committed stays as it is.
+    Raises: ConflictingArtifact if other content is committed there; StorageFull; InvalidName.
     """
-    final = ref.folder
     Workspace.open(ref.workspace)
-    with _disk_errors(final):
-        final.parent.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(ref)
-        staging = Path(tempfile.mkdtemp(prefix=f".{ref.key}-", dir=final.parent))
+    with disk_errors(ref.folder):
+        draft, lock = _start(ref)
     try:
-        with _disk_errors(final):
-            yield staging
-            _commit(ref, staging, dict(facts or {}))
+        with disk_errors(ref.folder, draft):
+            yield draft / "files"
+            _commit(ref, draft / "files", dict(facts or {}), dict(inputs or {}))
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        shutil.rmtree(draft, ignore_errors=True)
+        lock.close()
 
 
-def remove_leftovers(ref: ArtifactRef) -> None:
-    """Removes what a crash left of this reference: its staging folders, and its folder where no manifest names it."""
-    for leftover in ref.folder.parent.glob(f".{ref.key}-*"):
-        shutil.rmtree(leftover, ignore_errors=True)
+def _staging(ref: ArtifactRef) -> Path:
+    return ref.folder.parent.parent / STAGING
+
+
+def _start(ref: ArtifactRef) -> tuple[Path, TextIO]:
+    make_folder(ref.folder.parent)
+    make_folder(_staging(ref))
+    with exclusive(_staging(ref) / "lock"):
+        _remove_leftovers(ref)
+        draft = Path(tempfile.mkdtemp(prefix=f"{ref.table}.{ref.key}~", dir=_staging(ref)))
+        lock = (draft / "lock").open("w")
+        try_lock(lock)
+    (draft / "files").mkdir()
+    return draft, lock
+
+
+def _remove_leftovers(ref: ArtifactRef) -> None:
+    """Removes the run's abandoned drafts, not what another writer is at; and this reference's half commit."""
+    for draft in _staging(ref).glob("*~*"):
+        try:
+            with (draft / "lock").open() as lock:
+                abandoned = try_lock(lock)
+        except FileNotFoundError:
+            abandoned = True
+        if abandoned:
+            shutil.rmtree(draft, ignore_errors=True)
     if ref.folder.is_dir() and not is_committed(ref):
         shutil.rmtree(ref.folder)
 
 
-def _commit(ref: ArtifactRef, staging: Path, facts: dict[str, Any]) -> None:
+def _commit(ref: ArtifactRef, files: Path, facts: dict[str, Any], inputs: dict[str, str]) -> None:
     crash_point("after_stage", ref.table)
-    paths = sorted(path for path in staging.rglob("*") if path.is_file())
-    for path in paths:
-        _flush(path)
-    manifest = Manifest({path.relative_to(staging).as_posix(): file_entry(path) for path in paths}, facts)
-    if is_committed(ref):
-        if artifact_digest(ref) != manifest.digest:
-            raise ConflictingArtifact(
-                f"{ref.table}/{ref.key} of run {ref.run_id} is committed with other content. A run id names one "
-                "configuration: choose another run id, or remove that run."
-            )
-        return
-    crash_point("before_rename", ref.table)
-    staging.chmod(0o755)  # mkdtemp makes it private
-    os.rename(staging, ref.folder)
-    _flush(ref.folder.parent)
-    crash_point("before_manifest", ref.table)
-    draft = ref.folder / f".{MANIFEST}"
-    draft.write_text(manifest.to_json())
-    _flush(draft)
-    os.replace(draft, ref.folder / MANIFEST)
-    _flush(ref.folder)
+    manifest = Manifest(_flushed_entries(files), facts, inputs)
+    with exclusive(_staging(ref) / "lock"):
+        if is_committed(ref):
+            if artifact_digest(ref) != manifest.digest:
+                raise ConflictingArtifact(
+                    f"{ref.table}/{ref.key} of run {ref.run_id} is committed with other content. A run id names one "
+                    "configuration: choose another run id, or remove that run."
+                )
+            return
+        crash_point("before_rename", ref.table)
+        _publish(ref, files, manifest)
     crash_point("after_commit", ref.table)
 
 
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+def _flushed_entries(files: Path) -> dict[str, FileEntry]:
+    if (files / MANIFEST).exists():
+        raise InvalidName(f"an artifact's file may not be called {MANIFEST}: its manifest has that name. Rename it.")
+    paths = sorted(files.rglob("*"))
+    for path in (*paths, files):
+        flush(path)
+    return {path.relative_to(files).as_posix(): file_entry(path) for path in paths if path.is_file()}
+
+
+def _publish(ref: ArtifactRef, files: Path, manifest: Manifest) -> None:
+    if ref.folder.is_dir():
+        shutil.rmtree(ref.folder)  # of a writer that crashed while this one was at work
+    os.rename(files, ref.folder)
     try:
-        os.fsync(descriptor)
+        flush(ref.folder.parent)
+        crash_point("before_manifest", ref.table)
+        write_in_one_step(ref.folder / MANIFEST, manifest.to_json().encode())
     finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def _disk_errors(folder: Path) -> Generator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise
-        raise StorageFull(
-            f"no space left for {folder} ({error.strerror}). What was committed before is safe: free some space and "
-            "run again with the same run id."
-        ) from error
+        if not is_committed(ref):
+            shutil.rmtree(ref.folder, ignore_errors=True)

@@ -2,15 +2,19 @@
 
 
 class StorageError(Exception):
-    """Base: built from one finished message."""
+    """Base: built from one finished message, which names the fact, what was expected, and the way out."""
 
 
 class InvalidName(StorageError):
-    """A run id or key that is no safe file name."""
+    """A run id, key or file name that is not usable."""
+
+
+class WorkspaceNotUsable(StorageError):
+    """The folder cannot be a workspace: a file, not writable, or its marker is damaged."""
 
 
 class WorkspaceTooNew(StorageError):
-    """The workspace was written by a newer schema than this program knows."""
+    """The workspace, or a table in it, was written by a newer schema than this program knows."""
 
 
 class NotCommitted(StorageError):
@@ -18,7 +22,7 @@ class NotCommitted(StorageError):
 
 
 class CorruptArtifact(StorageError):
-    """A file differs from what its manifest says."""
+    """A file differs from what its manifest says, or cannot be read."""
 
 
 class ConflictingArtifact(StorageError):

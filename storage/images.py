@@ -5,11 +5,15 @@ import io
 import numpy as np
 from PIL import Image
 
+from storage.errors import CorruptArtifact, SchemaMismatch
+
 FORMAT = "webp"
 
 
 def encode_image(pixels: np.ndarray) -> bytes:
-    """Lossless WebP of uint8 (h, w, 3)."""
+    """Lossless WebP of uint8 (h, w, 3). Raises: SchemaMismatch for any other array."""
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or 0 in pixels.shape:
+        raise SchemaMismatch(f"an image must be uint8 of shape (h, w, 3), not {pixels.dtype} of shape {pixels.shape}.")
     stream = io.BytesIO()
     # exact keeps the colour of transparent pixels; method 0 is six times faster and a little larger.
     Image.fromarray(pixels).save(stream, "WEBP", lossless=True, quality=0, method=0, exact=True)
@@ -17,6 +21,12 @@ def encode_image(pixels: np.ndarray) -> bytes:
 
 
 def decode_image(data: bytes) -> np.ndarray:
-    """uint8 (h, w, 3)."""
-    with Image.open(io.BytesIO(data)) as image:
-        return np.asarray(image.convert("RGB"))
+    """Pixels as uint8 (h, w, 3). Raises: CorruptArtifact if the bytes are no image."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return np.asarray(image.convert("RGB"))
+    except (OSError, ValueError, SyntaxError) as error:
+        raise CorruptArtifact(
+            f"{len(data)} stored bytes are not an image ({type(error).__name__}); remove the `samples` folder that "
+            "holds them and run again with the same run id."
+        ) from error

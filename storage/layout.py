@@ -1,14 +1,16 @@
 """Where things lie: `runs/<run>/<table>/<key>/` with a manifest last, and one catalog file a workspace."""
 
 import json
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
-from storage.errors import InvalidName, WorkspaceTooNew
+from storage.disk import disk_errors, make_folder, write_in_one_step
+from storage.errors import InvalidName, WorkspaceNotUsable, WorkspaceTooNew
 
 SCHEMA_VERSION = 1
+MARKER = "workspace.json"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -30,22 +32,25 @@ class Workspace:
 
     @classmethod
     def open(cls, root: str | Path) -> "Workspace":
-        """Opens a workspace, making it where there is none. Raises: WorkspaceTooNew."""
+        """Opens a workspace, making it where there is none.
+
+        Raises: WorkspaceTooNew, WorkspaceNotUsable, StorageFull.
+        """
         workspace = cls(Path(root).absolute())
-        marker = workspace.root / "workspace.json"
-        if marker.is_file():
-            version = int(json.loads(marker.read_text())["schema_version"])
-            if version > SCHEMA_VERSION:
-                raise WorkspaceTooNew(
-                    f"{workspace.root} was written with schema {version}; this program knows up to {SCHEMA_VERSION}. "
-                    "Update popalign, or choose another --workspace. Nothing was changed."
-                )
-            return workspace
-        workspace.root.mkdir(parents=True, exist_ok=True)
-        # Replaced in one step: two processes may open a new workspace at once.
-        draft = workspace.root / f".workspace-{os.getpid()}.json"
-        draft.write_text(json.dumps({"schema_version": SCHEMA_VERSION}) + "\n")
-        os.replace(draft, marker)
+        try:
+            version = _marked_version(workspace.root / MARKER)
+            if version is None:
+                _mark(workspace.root)
+        except (FileExistsError, NotADirectoryError, PermissionError) as error:
+            raise WorkspaceNotUsable(
+                f"{workspace.root} cannot be a workspace ({error.strerror}): a folder that you may write to is needed. "
+                "Choose another --workspace."
+            ) from error
+        if version is not None and version > SCHEMA_VERSION:
+            raise WorkspaceTooNew(
+                f"{workspace.root} was written with schema {version}; this program knows up to {SCHEMA_VERSION}. "
+                "Update popalign, or choose another --workspace. Nothing was changed."
+            )
         return workspace
 
     @property
@@ -65,3 +70,22 @@ class Workspace:
     def run_ids(self) -> list[str]:
         """Runs with at least a folder, by name."""
         return sorted(path.name for path in self.runs.glob("*") if path.is_dir() and not path.name.startswith("."))
+
+
+def _marked_version(marker: Path) -> int | None:
+    try:
+        values = cast("dict[str, Any]", json.loads(marker.read_text()))
+        return int(values["schema_version"])
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        raise WorkspaceNotUsable(
+            f"{marker} is damaged: it should hold {{'schema_version': {SCHEMA_VERSION}}}. Remove it if this program "
+            "wrote the workspace, or choose another --workspace. Nothing was changed."
+        ) from error
+
+
+def _mark(root: Path) -> None:
+    with disk_errors(root):
+        make_folder(root)
+        write_in_one_step(root / MARKER, (json.dumps({"schema_version": SCHEMA_VERSION}) + "\n").encode())

@@ -2,28 +2,24 @@
 
 import pyarrow as pa
 
-from storage.errors import SchemaMismatch
-
-STR, I32, I64, F32, F64 = pa.string(), pa.int32(), pa.int64(), pa.float32(), pa.float64()
-RUN = ("run_id", STR, "run that wrote the row")
-MODEL = ("model_id", STR, "model that drew the image: base, round-1, ... aligned")
-PROMPT = ("prompt_id", STR, "prompt, a hash of its text")
-SAMPLE = ("sample_id", STR, "image: model/prompt/index")
-SPLIT = ("split", STR, "train, validation or eval")
-JUDGE = ("judge_id", STR, "classifier that said so, with the digest of its weights")
-AXIS = ("axis", STR, "perceived attribute axis, or a crossed one joined by ' & '")
-ROUND = ("round", I32, "round of alignment, from 1")
-VALUES = [
-    ("value", F64, "the measure's value"),
-    ("low", F64, "lower end of its 95% interval"),
-    ("high", F64, "upper end of its 95% interval"),
-]
-N = ("n", I32, "images counted: those with status ok")
-CHECK = pa.struct(
-    [("name", STR), ("passed", pa.bool_()), *((name, F64) for name in ("value", "low", "high", "threshold"))]
+from storage.assessment_schemas import ASSESSMENT_TABLES
+from storage.columns import (
+    AXIS,
+    F32,
+    F64,
+    I32,
+    I64,
+    MODEL,
+    PROMPT,
+    ROUND,
+    RUN,
+    SAMPLE,
+    SPLIT,
+    STR,
+    UNITS,
+    TableSpec,
 )
-Column = tuple[str, pa.DataType, str]
-TableSpec = tuple[str, list[Column]]
+from storage.errors import SchemaMismatch
 
 TABLES: dict[str, TableSpec] = {
     "runs": (
@@ -172,86 +168,7 @@ TABLES: dict[str, TableSpec] = {
             ("selected", pa.bool_(), "whether this model was kept"),
         ],
     ),
-    "disparities": (
-        "one row a model, prompt set, level, axis and measure",
-        [
-            RUN,
-            MODEL,
-            JUDGE,
-            SPLIT,
-            ("prompt_id?", STR, "null for mean and pooled"),
-            ("level", STR, "prompt, mean (over prompts) or pooled"),
-            AXIS,
-            ("measure", STR, "see docs/method.md"),
-            ("target", STR, "target distribution"),
-            *VALUES,
-            ("floor?", F64, "sampling floor sqrt((1 - 1/K) / n) where the measure is l2"),
-            N,
-            ("unknown", I32, "images without a group"),
-        ],
-    ),
-    "group_shares": (
-        "one row a model, prompt, axis and group",
-        [
-            RUN,
-            MODEL,
-            JUDGE,
-            SPLIT,
-            ("prompt_id?", STR, "null = pooled over prompts"),
-            AXIS,
-            ("group", STR, "group of the axis"),
-            ("count", I32, "images"),
-            N,
-            ("share", F64, "count / n"),
-            ("low", F64, "Wilson interval, 95%"),
-            ("high", F64, "Wilson interval, 95%"),
-        ],
-    ),
-    "comparisons": (
-        "one row a split, axis and measure: aligned against base, paired over prompts",
-        [
-            RUN,
-            ("base_model_id", STR, "before"),
-            MODEL,
-            JUDGE,
-            SPLIT,
-            AXIS,
-            ("measure", STR, "l2, clip_score, obedience ..."),
-            ("before", F64, "mean before"),
-            ("after", F64, "mean after"),
-            ("difference", F64, "after - before"),
-            ("difference_low", F64, "95% interval, paired over prompts"),
-            ("difference_high", F64, "95% interval, paired over prompts"),
-            ("ratio", F64, "after / before"),
-            ("ratio_low", F64, "95% interval, paired over prompts"),
-            ("ratio_high", F64, "95% interval, paired over prompts"),
-        ],
-    ),
-    "scores": (
-        "one row a model, prompt set and quality measure",
-        [
-            RUN,
-            MODEL,
-            JUDGE,
-            SPLIT,
-            ("kind", STR, "neutral or specific prompts"),
-            ("measure", STR, "clip_score, frechet_distance, obedience:<axis> ..."),
-            ("unit", STR, "of value, low and high"),
-            *VALUES,
-            N,
-        ],
-    ),
-    "decisions": (
-        "one row a finished run",
-        [
-            RUN,
-            ("base_model_id", STR, "model compared with"),
-            MODEL,
-            ("verdict", STR, "promote or hold"),
-            ("reason", STR, "in one sentence"),
-            ("checks", pa.list_(CHECK), "every condition with its value, interval and threshold"),
-        ],
-    ),
+    **ASSESSMENT_TABLES,
     "timings": (
         "one row a piece of work; not part of a run's identity",
         [
@@ -265,36 +182,65 @@ TABLES: dict[str, TableSpec] = {
     ),
 }
 
+# Tables that lie in another table's artifacts, written in the same commit.
+FOLDER = {
+    "images": "samples",
+    "preferences": "populations",
+    "refusals": "populations",
+    "yields": "populations",
+    "training_steps": "models",
+    "group_shares": "disparities",
+    "comparisons": "disparities",
+    "scores": "disparities",
+}
+# Raised with every change of a table's columns. A column that is added must be nullable, or older files are refused.
+VERSIONS = dict.fromkeys(TABLES, 1)
+
 
 def schema(table: str) -> pa.Schema:
-    """The Arrow schema of a table, with comments in the fields' metadata. Raises: SchemaMismatch."""
+    """The Arrow schema of a table, with comments and units in the fields' metadata. Raises: SchemaMismatch."""
     if table not in TABLES:
         raise SchemaMismatch(f"there is no table {table!r}; there are {', '.join(TABLES)}.")
     fields = [
-        pa.field(name.removesuffix("?"), kind, nullable=name.endswith("?"), metadata={"comment": comment})
+        pa.field(
+            name.removesuffix("?"),
+            kind,
+            nullable=name.endswith("?"),
+            metadata={"comment": comment, "unit": UNITS.get(name.removesuffix("?"), "")},
+        )
         for name, kind, comment in TABLES[table][1]
     ]
-    return pa.schema(fields, metadata={"table": table, "version": "1"})
+    return pa.schema(fields, metadata={"table": table, "version": str(VERSIONS[table])})
+
+
+_HEADER = """# Tables
+
+A workspace is a folder of runs. Every table is the union of the Parquet files
+`runs/<run_id>/<folder>/<key>/<table>.parquet` whose folder holds a `manifest.json`; a folder without one was never
+finished and is no data. `catalog.duckdb` in the workspace has a view of each table over all runs, with these comments:
+`popalign sql "SHOW TABLES"`, or open it with any DuckDB client. The views name absolute paths: after moving a
+workspace, any `popalign sql` writes the catalog again.
+
+A `?` after a column's name: it may be null. Unit `1`: a number without one. `MSE`: mean squared error of the predicted
+noise, a latent element. This file is written by `storage.schemas.document`, and a test keeps it true.
+"""
 
 
 def document() -> str:
-    """`docs/tables.md`: every table with its columns, types and meaning."""
+    """`docs/tables.md`: every table with its columns, types, units and meanings."""
+    return "\n".join([_HEADER, *(_section(name) for name in TABLES)])
+
+
+def _section(name: str) -> str:
+    comment, columns = TABLES[name]
     lines = [
-        "# Tables",
+        f"## {name}",
         "",
-        "Parquet, schema version 1. Generated by `storage.schemas.document`; `?` marks a column",
+        f"{comment[0].upper()}{comment[1:]}. Folder `{FOLDER.get(name, name)}`, version {VERSIONS[name]}.",
         "",
+        "| column | type | unit | meaning |",
+        "|---|---|---|---|",
     ]
-    lines[2] += " that may be null."
-    for name, (comment, columns) in TABLES.items():
-        lines += [
-            f"## {name}",
-            "",
-            f"{comment[0].upper()}{comment[1:]}.",
-            "",
-            "| column | type | meaning |",
-            "|---|---|---|",
-        ]
-        lines += [f"| {column} | {kind} | {text} |" for column, kind, text in columns]
-        lines.append("")
-    return "\n".join(lines)
+    for column, kind, meaning in columns:
+        lines.append(f"| {column} | {kind} | {UNITS.get(column.removesuffix('?'), '')} | {meaning} |")
+    return "\n".join([*lines, ""])

@@ -1,113 +1,224 @@
 """Rows to Parquet and back. The same rows give the same bytes."""
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from storage.artifacts import ArtifactRef, committed_keys
-from storage.errors import CorruptArtifact, SchemaMismatch
+from storage.artifacts import ArtifactRef, committed_folders, is_committed
+from storage.errors import CorruptArtifact, NotCommitted, SchemaMismatch, WorkspaceTooNew
 from storage.layout import Workspace
-from storage.schemas import schema
+from storage.schemas import FOLDER, VERSIONS, schema
 
 Row = Mapping[str, Any]
-# Tables that lie in another table's artifacts, written in the same commit.
-FOLDER = {
-    "images": "samples",
-    "preferences": "populations",
-    "refusals": "populations",
-    "yields": "populations",
-    "training_steps": "models",
-    "group_shares": "disparities",
-    "comparisons": "disparities",
-    "scores": "disparities",
+# The bytes of images are compressed already; small row groups make a single image cheap to read.
+_IMAGE_SETTINGS = {
+    "compression": "none",
+    "use_dictionary": False,
+    "row_group_size": 64,
+    "write_statistics": ["sample_id"],  # the least and the greatest image would be stored again
 }
+_SETTINGS = {"compression": "zstd", "compression_level": 3}
 
 
-def to_table(name: str, rows: Sequence[Row]) -> pa.Table:
-    """Checked against the schema. Raises: SchemaMismatch naming table, column, value and type."""
+def to_table(name: str, rows: Sequence[Row] | pa.Table) -> pa.Table:
+    """Checked against the schema. Raises: SchemaMismatch naming table, column, expected type and what came."""
     expected = schema(name)
-    columns: list[pa.Array[Any]] = []
-    for field in expected:
-        values = [row.get(field.name) for row in rows]
-        if not field.nullable and any(value is None for value in values):
-            raise SchemaMismatch(f"table {name}, column {field.name}: a value is missing and may not be.")
-        try:
-            columns.append(pa.array(values, type=field.type))
-        except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
-            raise SchemaMismatch(f"table {name}, column {field.name}: expected {field.type}; {error}") from error
-    known = set(expected.names)
-    for row in rows:
-        if extra := set(row) - known:
-            raise SchemaMismatch(f"table {name} has no column {', '.join(sorted(extra))}; it has {', '.join(known)}.")
+    if isinstance(rows, pa.Table):
+        table = cast("pa.Table", rows)
+        _refuse_more(name, expected, table.column_names)
+        return _conform(table, name, expected, "the given table")
+    plain = cast("Sequence[Row]", rows)
+    _refuse_more(name, expected, {column for row in plain for column in row})
+    columns = [_column(name, field, [row.get(field.name) for row in plain]) for field in expected]
     return pa.Table.from_arrays(columns, schema=expected)
 
 
-def write_rows(folder: Path, name: str, rows: Sequence[Row]) -> None:
-    """Writes `<name>.parquet` into a staged folder."""
-    table = to_table(name, rows)
-    if name == "images":
-        # The bytes are compressed already; small row groups make a single image cheap to read.
-        pq.write_table(table, folder / f"{name}.parquet", compression="none", use_dictionary=False, row_group_size=64)
-    else:
-        pq.write_table(table, folder / f"{name}.parquet", compression="zstd", version="2.6")
+def write_rows(folder: Path, name: str, rows: Sequence[Row] | pa.Table) -> None:
+    """Writes `<name>.parquet` into a staged folder. Raises: SchemaMismatch."""
+    settings = _IMAGE_SETTINGS if name == "images" else _SETTINGS
+    path = folder / f"{name}.parquet"
+    pq.write_table(to_table(name, rows), path, version="2.6", write_page_checksum=True, **settings)
 
 
-def shard_paths(workspace: Workspace, name: str, run_id: str | None = None) -> list[Path]:
-    """Committed files of a table, of one run or of all."""
+def shard_paths(
+    workspace: Workspace, name: str, run_id: str | None = None, keys: Iterable[str] | None = None
+) -> list[str]:
+    """Committed files of a table, of one run or of all, by run and key. keys: of these artifacts only."""
     runs = workspace.run_ids() if run_id is None else [run_id]
-    refs = [ref for run in runs for ref in committed_keys(workspace, run, FOLDER.get(name, name))]
-    return [path for ref in refs if (path := ref.folder / f"{name}.parquet").is_file()]
+    wanted = None if keys is None else set(keys)
+    folders = [folder for run in runs for folder in committed_folders(workspace, run, FOLDER.get(name, name))]
+    paths = (f"{folder}/{name}.parquet" for folder in folders if wanted is None or os.path.basename(folder) in wanted)
+    return [path for path in paths if os.path.isfile(path)]
 
 
-def read_table(workspace: Workspace, run_id: str, name: str, *, equal: Mapping[str, Any] | None = None) -> pa.Table:
-    """All committed rows of a run's table, with the given columns equal to the given values."""
-    return _read(shard_paths(workspace, name, run_id), name, equal)
+def read_table(
+    workspace: Workspace,
+    run_id: str,
+    name: str,
+    *,
+    columns: Sequence[str] | None = None,
+    equal: Mapping[str, Any] | None = None,
+    keys: Iterable[str] | None = None,
+) -> pa.Table:
+    """All committed rows of a run's table, in the order of artifacts' keys; none gives an empty table.
 
-
-def read_artifact(ref: ArtifactRef, name: str) -> list[dict[str, Any]]:
-    """Rows of one artifact's table."""
-    return _read([ref.folder / f"{name}.parquet"], name, None).to_pylist(maps_as_pydicts="strict")
+    columns: these only. equal: rows whose columns have these values (a list: any of them; None: null). keys: of these
+    artifacts only. Raises: CorruptArtifact, SchemaMismatch, WorkspaceTooNew.
+    """
+    return _read(shard_paths(workspace, name, run_id, keys), name, columns, equal or {})
 
 
 def read_rows(
-    workspace: Workspace, run_id: str, name: str, *, equal: Mapping[str, Any] | None = None
+    workspace: Workspace,
+    run_id: str,
+    name: str,
+    *,
+    columns: Sequence[str] | None = None,
+    equal: Mapping[str, Any] | None = None,
+    keys: Iterable[str] | None = None,
 ) -> list[dict[str, Any]]:
     """Like `read_table`, as plain values; map columns as dicts."""
-    return read_table(workspace, run_id, name, equal=equal).to_pylist(maps_as_pydicts="strict")
+    table = read_table(workspace, run_id, name, columns=columns, equal=equal, keys=keys)
+    return table.to_pylist(maps_as_pydicts="strict")
 
 
-def read_images(workspace: Workspace, run_id: str, sample_ids: Iterable[str]) -> dict[str, bytes]:
-    """Stored bytes of the given images; those not committed are absent."""
-    wanted = pa.array(list(dict.fromkeys(sample_ids)), type=pa.string())
+def read_artifact(ref: ArtifactRef, name: str) -> list[dict[str, Any]]:
+    """Rows of one artifact's table. Raises: NotCommitted, CorruptArtifact."""
+    path = ref.folder / f"{name}.parquet"
+    if not is_committed(ref) or not path.is_file():
+        raise NotCommitted(
+            f"{ref.table}/{ref.key} of run {ref.run_id} in {ref.workspace} has no committed {name}; run its stage "
+            "first."
+        )
+    return _read([str(path)], name, None, {}).to_pylist(maps_as_pydicts="strict")
+
+
+def read_images(
+    workspace: Workspace, run_id: str, sample_ids: Iterable[str], keys: Iterable[str] | None = None
+) -> dict[str, bytes]:
+    """Stored bytes of the given images; those not committed are absent. Reads only the row groups that hold them.
+
+    keys: of these artifacts only. Raises: CorruptArtifact.
+    """
+    wanted = set(sample_ids)
     found: dict[str, bytes] = {}
-    for path in shard_paths(workspace, "images", run_id):
-        if len(found) == len(wanted):
+    for path in shard_paths(workspace, "images", run_id, keys):
+        if not wanted:
             break
-        ids = pq.read_table(path, columns=["sample_id"])["sample_id"]
-        if not pc.any(pc.is_in(ids, value_set=wanted)).as_py():
-            continue
-        table = pq.read_table(path, filters=pc.field("sample_id").isin(wanted))
-        names = cast("list[str]", table["sample_id"].to_pylist())
-        found.update(zip(names, cast("list[bytes]", table["image"].to_pylist()), strict=True))
+        found.update(_images_in(path, wanted))
+        wanted -= found.keys()
     return found
 
 
-def _read(paths: Sequence[Path], name: str, equal: Mapping[str, Any] | None) -> pa.Table:
-    expected = schema(name)
-    condition = None
-    for column, value in (equal or {}).items():
-        part = pc.field(column) == value
-        condition = part if condition is None else condition & part
-    parts: list[pa.Table] = []
-    for path in paths:
-        try:
-            parts.append(pq.read_table(path, filters=condition).cast(expected))
-        except (pa.ArrowInvalid, OSError, ValueError) as error:
-            raise CorruptArtifact(
-                f"{path} is not readable as table {name}: {error}. Remove its folder and run again with the same id."
-            ) from error
-    return pa.concat_tables(parts) if parts else expected.empty_table()
+def _images_in(path: str, wanted: set[str]) -> dict[str, bytes]:
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            ids = cast("list[str]", file.read(["sample_id"])["sample_id"].to_pylist())
+            hits = [row for row, sample in enumerate(ids) if sample in wanted]
+            if not hits:
+                return {}
+            sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+            groups = np.unique(np.searchsorted(np.cumsum(sizes), hits, side="right"))
+            table = file.read_row_groups(groups.tolist(), ["sample_id", "image"])
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise _unreadable(path, "images", error) from error
+    pairs = zip(table["sample_id"].to_pylist(), table["image"].to_pylist(), strict=True)
+    return {sample: image for sample, image in pairs if sample in wanted}
+
+
+def _read(paths: Sequence[str], name: str, columns: Sequence[str] | None, equal: Mapping[str, Any]) -> pa.Table:
+    whole = schema(name)
+    _refuse_more(name, whole, {*(columns or ()), *equal})
+    kept = list(columns) if columns is not None else whole.names
+    needed = pa.schema([whole.field(column) for column in dict.fromkeys([*kept, *equal])], whole.metadata)
+    parts = [_read_file(path, name, needed, equal) for path in paths]
+    table = pa.concat_tables(parts) if parts else needed.empty_table()
+    return table.select(kept)
+
+
+def _read_file(path: str, name: str, needed: pa.Schema, equal: Mapping[str, Any]) -> pa.Table:
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            stored = file.schema_arrow
+            marks = cast("dict[bytes, bytes]", stored.metadata or {})
+            version = int(marks.get(b"version", b"1"))
+            if version > VERSIONS[name]:
+                raise WorkspaceTooNew(
+                    f"{path} has version {version} of table {name}; this program knows up to {VERSIONS[name]}. Update "
+                    "popalign, or choose another --workspace."
+                )
+            table = file.read([column for column in needed.names if column in stored.names])
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise _unreadable(path, name, error) from error
+    table = _conform(table, name, needed, path)
+    for column, value in equal.items():
+        table = table.filter(_matches(column, value))
+    return table
+
+
+def _matches(column: str, value: Any) -> Any:
+    if value is None:
+        return pc.field(column).is_null()
+    if isinstance(value, list | tuple | set):
+        return pc.field(column).isin(list(cast("Iterable[Any]", value)))
+    return pc.field(column) == value
+
+
+def _conform(table: pa.Table, name: str, expected: pa.Schema, source: str) -> pa.Table:
+    """The table with exactly the expected columns; a missing one is null where that is allowed."""
+    columns: list[pa.ChunkedArray] = []
+    for field in expected:
+        if field.name in table.column_names:
+            column = table[field.name]
+            try:
+                column = column if column.type == field.type else column.cast(field.type)
+            except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+                raise _mismatch(name, field, f"{source} has {column.type}: {error}") from error
+        else:
+            column = pa.chunked_array([pa.nulls(len(table), field.type)])
+        if not field.nullable and column.null_count:
+            raise _missing(name, field, f"{source}, {column.null_count} of {len(table)} rows")
+        columns.append(column)
+    return pa.Table.from_arrays(columns, schema=expected)
+
+
+def _refuse_more(name: str, expected: pa.Schema, columns: Iterable[str]) -> None:
+    if unknown := sorted(set(columns) - set(expected.names)):
+        raise SchemaMismatch(f"table {name} has no column {', '.join(unknown)}; it has {', '.join(expected.names)}.")
+
+
+def _column(name: str, field: pa.Field, values: list[Any]) -> pa.Array:
+    missing = next((row for row, value in enumerate(values) if value is None), None)
+    if missing is not None and not field.nullable:
+        raise _missing(name, field, f"row {missing}")
+    if pa.types.is_integer(field.type):
+        # Arrow would cut a fraction off.
+        fractions = (v for v in values if isinstance(v, Real) and not float(v).is_integer())
+        if (fraction := next(fractions, None)) is not None:
+            raise _mismatch(name, field, f"got {fraction} of type {type(fraction).__name__}")
+    try:
+        return pa.array(values, type=field.type)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise _mismatch(name, field, str(error)) from error
+
+
+def _mismatch(name: str, field: pa.Field, got: str) -> SchemaMismatch:
+    return SchemaMismatch(f"table {name}, column {field.name}: expected {field.type}; {got}.")
+
+
+def _missing(name: str, field: pa.Field, where: str) -> SchemaMismatch:
+    return SchemaMismatch(f"table {name}, column {field.name}: a value is missing and may not be ({where}).")
+
+
+def _unreadable(path: str, name: str, error: Exception) -> CorruptArtifact:
+    return CorruptArtifact(
+        f"{path} is not readable as table {name} ({error}). Remove {os.path.dirname(path)} and run again with the same "
+        "run id."
+    )

@@ -1,0 +1,101 @@
+"""Tables of the assessment: what was measured, and what was decided."""
+
+import pyarrow as pa
+
+from storage.columns import (
+    AXIS,
+    CHECK,
+    F64,
+    I32,
+    JUDGE,
+    MODEL,
+    RUN,
+    SPLIT,
+    STR,
+    VALUES,
+    N,
+    TableSpec,
+)
+
+ASSESSMENT_TABLES: dict[str, TableSpec] = {
+    "disparities": (
+        "one row a model, prompt set, level, axis and measure",
+        [
+            RUN,
+            MODEL,
+            JUDGE,
+            SPLIT,
+            ("prompt_id?", STR, "null for mean and pooled"),
+            ("level", STR, "prompt, mean (over prompts) or pooled"),
+            AXIS,
+            ("measure", STR, "see docs/method.md"),
+            ("target", STR, "target distribution"),
+            *VALUES,
+            ("floor?", F64, "sampling floor sqrt((1 - 1/K) / n) where the measure is l2"),
+            N,
+            ("unknown", I32, "images without a group"),
+        ],
+    ),
+    "group_shares": (
+        "one row a model, prompt, axis and group",
+        [
+            RUN,
+            MODEL,
+            JUDGE,
+            SPLIT,
+            ("prompt_id?", STR, "null = pooled over prompts"),
+            AXIS,
+            ("group", STR, "group of the axis"),
+            ("count", I32, "images"),
+            N,
+            ("share", F64, "count / n"),
+            ("low", F64, "Wilson interval, 95%"),
+            ("high", F64, "Wilson interval, 95%"),
+        ],
+    ),
+    "comparisons": (
+        "one row a split, axis and measure: aligned against base, paired over prompts",
+        [
+            RUN,
+            ("base_model_id", STR, "before"),
+            MODEL,
+            JUDGE,
+            SPLIT,
+            AXIS,
+            ("measure", STR, "l2, clip_score, obedience ..."),
+            ("before", F64, "mean before"),
+            ("after", F64, "mean after"),
+            ("difference", F64, "after - before"),
+            ("difference_low", F64, "95% interval, paired over prompts"),
+            ("difference_high", F64, "95% interval, paired over prompts"),
+            ("ratio", F64, "after / before"),
+            ("ratio_low", F64, "95% interval, paired over prompts"),
+            ("ratio_high", F64, "95% interval, paired over prompts"),
+        ],
+    ),
+    "scores": (
+        "one row a model, prompt set and quality measure",
+        [
+            RUN,
+            MODEL,
+            JUDGE,
+            SPLIT,
+            ("kind", STR, "neutral or specific prompts"),
+            ("measure", STR, "clip_score, frechet_distance, obedience:<axis> ..."),
+            ("unit", STR, "of value, low and high"),
+            *VALUES,
+            N,
+        ],
+    ),
+    "decisions": (
+        "one row a finished run",
+        [
+            RUN,
+            ("base_model_id", STR, "model compared with"),
+            MODEL,
+            ("verdict", STR, "promote or hold"),
+            ("reason", STR, "in one sentence"),
+            ("checks", pa.list_(CHECK), "every condition with its value, interval and threshold"),
+        ],
+    ),
+}
