@@ -8,7 +8,7 @@ from storage.artifacts import ArtifactRef, artifact_digest, committed_keys, is_c
 from storage.catalog import query, rebuild_catalog
 from storage.commit import STAGING, staged_artifact
 from storage.layout import Workspace
-from storage.tables import read_table, to_table, write_rows
+from storage.tables import read_table, write_rows
 
 # Needs no pyarrow, and so starts quickly.
 WRITE_SHARDS = """
@@ -28,10 +28,14 @@ POINTS = ("after_stage", "before_rename", "before_manifest", "after_commit")
 def shards(tmp_path_factory):
     folder = tmp_path_factory.mktemp("shards")
     for shard in range(3):
-        row = {"run_id": "night-1", "stage": "sampling", "key": str(shard), "seconds": 1.0, "items": 1, "device": "cpu"}
         (folder / str(shard)).mkdir()
-        write_rows(folder / str(shard), "timings", [row])
+        write_rows(folder / str(shard), "timings", rows_of(shard))
     return folder
+
+
+def rows_of(shard):
+    row = {"run_id": "night-1", "stage": "sampling", "key": str(shard), "seconds": 1.0}
+    return [row | {"items": 1, "device": "cpu"}]
 
 
 def references(workspace):
@@ -60,16 +64,10 @@ def test_a_run_killed_at_any_point_goes_on(tmp_path, shards, child, point, nth):
     undisturbed = Workspace.open(tmp_path / "undisturbed")
     for shard, ref in enumerate(references(undisturbed)):
         with staged_artifact(ref) as folder:
-            write_rows(folder, "timings", to_table("timings", read_rows_of(shards, shard)))
+            write_rows(folder, "timings", rows_of(shard))
     assert [artifact_digest(ref) for ref in refs] == [artifact_digest(ref) for ref in references(undisturbed)]
     assert committed_keys(workspace, "night-1", "timings") == refs
     assert [path.name for path in (workspace.run_folder("night-1") / STAGING).iterdir()] == ["lock"]
-
-
-def read_rows_of(shards, shard):
-    row = {"run_id": "night-1", "stage": "sampling", "key": str(shard), "seconds": 1.0, "items": 1, "device": "cpu"}
-    assert (shards / str(shard)).is_dir()
-    return [row]
 
 
 def test_a_kill_names_its_table(tmp_path, shards, child):
