@@ -80,8 +80,9 @@ def test_no_image_is_dropped(place: Workspace) -> None:
 def test_specific_images_share_their_noise_with_neutral_ones(place: Workspace) -> None:
     shared = query(
         place,
-        """SELECT bool_and(seed IN (SELECT seed FROM samples JOIN prompts USING (run_id, prompt_id) WHERE kind = 'neutral'))
-        AS all_shared FROM samples JOIN prompts USING (run_id, prompt_id) WHERE kind = 'specific' AND split = 'train'""",
+        """WITH drawn AS (SELECT kind, split, seed FROM samples JOIN prompts USING (run_id, prompt_id))
+        SELECT bool_and(seed IN (SELECT seed FROM drawn WHERE kind = 'neutral')) AS all_shared
+        FROM drawn WHERE kind = 'specific' AND split = 'train'""",
     )
     assert shared.to_pylist() == [{"all_shared": True}]
 
