@@ -79,11 +79,19 @@ class SdxlModel:
 
     @torch.no_grad()
     def encode_prompts(self, texts: Sequence[str]) -> PromptEmbeddings:
-        """Embeddings of prompts, on the CPU in the model's dtype; the empty one by `encode_unconditional`."""
-        context, _, pooled, _ = self.pipeline.encode_prompt(
-            prompt=list(texts), device=self.device, num_images_per_prompt=1, do_classifier_free_guidance=False
-        )
-        return PromptEmbeddings(context.cpu(), pooled.cpu())
+        """Embeddings of prompts, on the CPU in the model's dtype; the empty one by `encode_unconditional`.
+
+        Each prompt is encoded alone: in a batch its embedding would change, by rounding, with the batch's size.
+        """
+        encoded = [
+            self.pipeline.encode_prompt(
+                prompt=text, device=self.device, num_images_per_prompt=1, do_classifier_free_guidance=False
+            )
+            for text in texts
+        ]
+        contexts: list[Tensor] = [context.cpu() for context, _, _, _ in encoded]
+        pooled: list[Tensor] = [vector.cpu() for _, _, vector, _ in encoded]
+        return PromptEmbeddings(torch.cat(contexts), torch.cat(pooled))
 
     @torch.no_grad()
     def encode_unconditional(self) -> PromptEmbeddings:
