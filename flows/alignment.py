@@ -8,12 +8,16 @@ from flows.sampling import sampling
 from popalign_core.config import RunConfig
 from tasks.alignment import align_round
 from tasks.progress import expect
-from tasks.run import BASE
+from tasks.run import BASE, run_config
 from tasks.validation import record_validations, validation_verdict
 
 
 @flow(name="alignment", flow_run_name="alignment {run_id}")
-def alignment(run_id: str, workspace: str = "workspace", config: RunConfig = RunConfig()) -> str:  # noqa: B008
+def alignment(
+    run_id: str,
+    workspace: str = "workspace",
+    config: RunConfig | None = None,
+) -> str:
     """Fine-tunes the model in rounds and returns the id of the model that is kept.
 
     In each round both populations are drawn from the current model, so the gradient vanishes as it arrives at the
@@ -23,23 +27,24 @@ def alignment(run_id: str, workspace: str = "workspace", config: RunConfig = Run
     Args:
         run_id: Names the run inside the workspace.
         workspace: Folder of the workspace.
-        config: The run's configuration.
+        config: Instead of the configuration that the run was started with.
     """
+    settings = run_config(workspace, run_id, config)
     models = [BASE]
-    _measure(run_id, BASE, "validation", workspace, config)
-    verdict = validation_verdict(workspace, run_id, config, models)
-    for round_index in range(1, config.alignment.rounds + 1):
+    _measure(run_id, BASE, "validation", workspace, settings)
+    verdict = validation_verdict(workspace, run_id, settings, models)
+    for round_index in range(1, settings.alignment.rounds + 1):
         if verdict.reason is not None and len(models) > 1:
             get_run_logger().info("stopping after round %d: %s", round_index - 1, verdict.reason)
             break
-        _measure(run_id, models[-1], f"round-{round_index}", workspace, config)
-        preferences = populations(run_id, models[-1], round_index, workspace, config)
-        expect(f"alignment round-{round_index}", config.alignment.steps)
-        model = align_round(preferences, config, models[-1], round_index)
+        _measure(run_id, models[-1], f"round-{round_index}", workspace, settings)
+        preferences = populations(run_id, models[-1], round_index, workspace, settings)
+        expect(f"alignment round-{round_index}", settings.alignment.steps)
+        model = align_round(preferences, settings, models[-1], round_index)
         models.append(model.key)
-        _measure(run_id, model.key, "validation", workspace, config)
-        verdict = validation_verdict(workspace, run_id, config, models)
-    return record_validations(workspace, run_id, config, models)
+        _measure(run_id, model.key, "validation", workspace, settings)
+        verdict = validation_verdict(workspace, run_id, settings, models)
+    return record_validations(workspace, run_id, settings, models)
 
 
 def _measure(run_id: str, model_id: str, purpose: str, workspace: str, config: RunConfig) -> None:

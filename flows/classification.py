@@ -7,6 +7,7 @@ from prefect import flow
 from popalign_core.config import RunConfig
 from storage.artifacts import ArtifactRef, is_committed
 from tasks.classification import attributes_of, classify_shard
+from tasks.run import run_config
 from tasks.sampling import plan_shards
 
 
@@ -17,7 +18,7 @@ def classification(
     purpose: str = "evaluation",
     role: Literal["builder", "judge"] = "judge",
     workspace: str = "workspace",
-    config: RunConfig = RunConfig(),  # noqa: B008
+    config: RunConfig | None = None,
 ) -> list[ArtifactRef]:
     """Classifies the images of one purpose; every image gets a row on every axis.
 
@@ -27,10 +28,11 @@ def classification(
         purpose: evaluation, validation, trained, obedience or round-<n>.
         role: builder (makes preferences) or judge (judges the assessment).
         workspace: Folder of the workspace.
-        config: The run's configuration.
+        config: Instead of the configuration that the run was started with.
     """
-    shards = plan_shards(workspace, run_id, config, model_id, purpose)
+    settings = run_config(workspace, run_id, config)
+    shards = plan_shards(workspace, run_id, settings, model_id, purpose)
     for shard in shards:
         if not is_committed(attributes_of(shard, role)):
-            classify_shard(shard, role, config)
+            classify_shard(shard, role, settings)
     return [attributes_of(shard, role) for shard in shards]

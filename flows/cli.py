@@ -109,10 +109,10 @@ def report(run_id: str, workspace: WorkspaceOption = Path("workspace")) -> None:
     """Writes the HTML report of a run again."""
     from storage.layout import Workspace
     from tasks.reporting import write_report
-    from tasks.summary import run_config
+    from tasks.run import run_config
 
     place = Workspace.open(workspace)
-    console.print(str(write_report.fn(str(place.root), run_id, run_config(place, run_id))))
+    console.print(str(write_report.fn(str(place.root), run_id, run_config(str(place.root), run_id))))
 
 
 def _config(preset: str, settings: list[str]) -> "RunConfig":

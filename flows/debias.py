@@ -9,7 +9,6 @@ from popalign_core.config import PresetName, RunConfig, preset
 from storage.layout import Workspace
 from storage.locks import run_lock
 from tasks.reporting import publish_report, write_report
-from tasks.run import record_run
 from tasks.summary import RunSummary, summarize_run
 
 
@@ -33,8 +32,7 @@ def debias(
     settings = config or preset(preset_name)
     place = Workspace.open(workspace)
     with run_lock(place, run_id):
-        record_run(workspace, run_id, preset_name, settings)
-        expansion(run_id, workspace, settings)
+        expansion(run_id, preset_name, workspace, settings)
         kept = alignment(run_id, workspace, settings)
         assessment(run_id, kept, workspace, settings)
         report = write_report(workspace, run_id, settings)

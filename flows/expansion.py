@@ -2,18 +2,24 @@
 
 from prefect import flow
 
-from popalign_core.config import RunConfig
+from popalign_core.config import PresetName, RunConfig, preset
 from storage.artifacts import ArtifactRef
 from tasks.expansion import write_prompts
+from tasks.run import record_run
 
 
-@flow(name="expansion", flow_run_name="expansion {run_id}", validate_parameters=True)
-def expansion(run_id: str, workspace: str = "workspace", config: RunConfig = RunConfig()) -> ArtifactRef:  # noqa: B008
-    """Expands the prompt sets into neutral and identity-specific prompts.
+@flow(name="expansion", flow_run_name="expansion {run_id}")
+def expansion(
+    run_id: str, preset_name: PresetName = "emoji", workspace: str = "workspace", config: RunConfig | None = None
+) -> ArtifactRef:
+    """Starts a run: records its configuration, and expands its prompts into neutral and identity-specific ones.
 
     Args:
         run_id: Names the run inside the workspace.
+        preset_name: Configuration to start from.
         workspace: Folder of the workspace.
-        config: The run's configuration; this stage reads its `expansion` part.
+        config: A whole configuration instead of the preset's.
     """
-    return write_prompts(workspace, run_id, config.expansion)
+    settings = config or preset(preset_name)
+    record_run(workspace, run_id, preset_name, settings)
+    return write_prompts(workspace, run_id, settings.expansion)

@@ -5,6 +5,7 @@ from prefect import flow
 from popalign_core.config import RunConfig
 from storage.artifacts import ArtifactRef
 from tasks.populations import build_preferences
+from tasks.run import run_config
 
 
 @flow(name="populations", flow_run_name="populations {run_id} round {round_index}")
@@ -13,7 +14,7 @@ def populations(
     model_id: str = "base",
     round_index: int = 1,
     workspace: str = "workspace",
-    config: RunConfig = RunConfig(),  # noqa: B008
+    config: RunConfig | None = None,
 ) -> ArtifactRef:
     """Builds the preferences of one round from the images of the current model.
 
@@ -22,6 +23,7 @@ def populations(
         model_id: The model whose images are used.
         round_index: The round, from 1.
         workspace: Folder of the workspace.
-        config: The run's configuration.
+        config: Instead of the configuration that the run was started with.
     """
-    return build_preferences(workspace, run_id, config, model_id, round_index)
+    settings = run_config(workspace, run_id, config)
+    return build_preferences(workspace, run_id, settings, model_id, round_index)

@@ -5,6 +5,7 @@ from prefect import flow
 from popalign_core.config import RunConfig
 from storage.artifacts import ArtifactRef, is_committed
 from tasks.progress import expect
+from tasks.run import run_config
 from tasks.sampling import images_missing, plan_shards, sample_shard
 
 
@@ -14,7 +15,7 @@ def sampling(
     model_id: str = "base",
     purpose: str = "evaluation",
     workspace: str = "workspace",
-    config: RunConfig = RunConfig(),  # noqa: B008
+    config: RunConfig | None = None,
 ) -> list[ArtifactRef]:
     """Draws the images of one purpose from one model; what is committed is not drawn again.
 
@@ -23,12 +24,13 @@ def sampling(
         model_id: base, or a model that the run has trained.
         purpose: evaluation, validation, trained, obedience or round-<n>.
         workspace: Folder of the workspace.
-        config: The run's configuration.
+        config: Instead of the configuration that the run was started with.
     """
-    shards = plan_shards(workspace, run_id, config, model_id, purpose)
+    settings = run_config(workspace, run_id, config)
+    shards = plan_shards(workspace, run_id, settings, model_id, purpose)
     missing = [shard for shard in shards if not is_committed(shard)]
     if missing:
-        expect(f"sampling {model_id} {purpose}", images_missing(shards, config))
+        expect(f"sampling {model_id} {purpose}", images_missing(shards, settings))
     for shard in missing:
-        sample_shard(shard, config)
+        sample_shard(shard, settings)
     return shards

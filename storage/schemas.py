@@ -23,11 +23,18 @@ from storage.errors import SchemaMismatch
 
 TABLES: dict[str, TableSpec] = {
     "runs": (
-        "one row a run: what was asked for, and by which versions",
+        "one row a run: what was asked for",
         [
             RUN,
             ("preset", STR, "preset the configuration started from"),
             ("config_json", STR, "the whole configuration as JSON"),
+        ],
+    ),
+    "starts": (
+        "one row each time that a run was started or went on: when, and with which versions",
+        [
+            RUN,
+            ("started_at", STR, "UTC"),
             ("versions_json", STR, "library versions as JSON"),
         ],
     ),

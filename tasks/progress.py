@@ -43,6 +43,8 @@ def progress_of(description: str) -> Generator[Callable[[int], None]]:
     def advance(count: int) -> None:
         if progress and description in known:
             task = known[description]
-            progress.update(task.id, advance=count, rate=f"{task.speed or 0:6.1f}/s")
+            # The mean since it was announced: rich's own speed falls to 0 once a bar is full.
+            rate = (task.completed + count) / max(task.elapsed or 0.0, 1e-3)
+            progress.update(task.id, advance=count, rate=f"{rate:6.1f}/s")
 
     yield advance

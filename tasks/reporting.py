@@ -18,7 +18,7 @@ from storage.layout import Workspace
 from storage.publication import publish_file
 from storage.tables import read_images, read_rows
 from tasks.assessment import BUILDER_ROLE, JUDGE_ROLE, classifier_name
-from tasks.run import BASE, reference, run_started
+from tasks.run import BASE
 from tasks.summary import RunSummary
 
 SHEET_COLUMNS = 10
@@ -38,12 +38,12 @@ def write_report(workspace: str, run_id: str, config: RunConfig) -> Path:
     rows: dict[str, Any] = {name: read_rows(place, run_id, name) for name in ROWS}
     decisions = read_rows(place, run_id, "decisions")
     kept = decisions[0]["model_id"] if decisions else _last_model(rows["models"])
-    run = read_rows(place, run_id, "runs")[0]
+    run, starts = read_rows(place, run_id, "runs")[0], read_rows(place, run_id, "starts")
     data = ReportData(
         run_id=run_id,
-        created=run_started(reference(workspace, run_id, "runs", "config")),
+        created=starts[0]["started_at"],
         config=json.loads(run["config_json"]),
-        versions=json.loads(run["versions_json"]),
+        versions=json.loads(starts[-1]["versions_json"]),
         base_model_id=BASE,
         model_id=kept,
         judge_id=classifier_name(JUDGE_ROLE, config),

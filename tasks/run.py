@@ -1,27 +1,39 @@
 """What every task needs of a run: its references, its models, its record of time."""
 
+import json
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import asdict
+from datetime import UTC, datetime
 from functools import lru_cache
 from importlib.metadata import version
 from typing import Any
 
-from popalign_core.config import ClassificationConfig, RunConfig, SamplingConfig
+from popalign_core.config import ClassificationConfig, RunConfig, SamplingConfig, parse_config
 from popalign_core.expansion import Prompt
 from popalign_core.models.attribute_heads import HeadClassifier
 from popalign_core.models.sdxl import ModelSource, SdxlModel, load_sdxl
 from popalign_core.models.zero_shot import ZeroShotClassifier
 from popalign_core.sampling import SamplingSettings
-from storage.artifacts import ArtifactRef, is_committed, read_manifest
+from storage.artifacts import ArtifactRef, is_committed
 from storage.commit import staged_artifact
 from storage.errors import NotCommitted
 from storage.layout import Workspace
 from storage.tables import read_rows, write_rows
 
 BASE = "base"
-LIBRARIES = ("torch", "diffusers", "transformers", "open_clip_torch", "peft", "prefect", "duckdb", "pyarrow")
+LIBRARIES = (
+    "popalign",
+    "torch",
+    "diffusers",
+    "transformers",
+    "open_clip_torch",
+    "peft",
+    "prefect",
+    "duckdb",
+    "pyarrow",
+)
 
 
 def reference(workspace: str, run_id: str, table: str, key: str) -> ArtifactRef:
@@ -30,17 +42,35 @@ def reference(workspace: str, run_id: str, table: str, key: str) -> ArtifactRef:
 
 
 def record_run(workspace: str, run_id: str, preset: str, config: RunConfig) -> ArtifactRef:
-    """Commits what the run was asked for. Raises: ConflictingArtifact if the id names another configuration."""
+    """Commits what the run was asked for, and that it was started. An upgrade of a library is no other run.
+
+    Raises: ConflictingArtifact if the id names another configuration.
+    """
     ref = reference(workspace, run_id, "runs", "config")
-    row = {
-        "run_id": run_id,
-        "preset": preset,
-        "config_json": config.model_dump_json(),
-        "versions_json": "{" + ", ".join(f'"{name}": "{version(name)}"' for name in LIBRARIES) + "}",
-    }
-    with staged_artifact(ref, {"started_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}) as folder:
+    with staged_artifact(ref) as folder:
+        row = {"run_id": run_id, "preset": preset, "config_json": config.model_dump_json()}
         write_rows(folder, "runs", [row])
+    now = datetime.now(UTC)
+    start = reference(workspace, run_id, "starts", now.strftime("%Y%m%dT%H%M%S.%fZ"))
+    with staged_artifact(start) as folder:
+        versions = json.dumps({name: version(name) for name in LIBRARIES})
+        row = {"run_id": run_id, "started_at": now.isoformat(timespec="seconds"), "versions_json": versions}
+        write_rows(folder, "starts", [row])
     return ref
+
+
+def run_config(workspace: str, run_id: str, given: RunConfig | None = None) -> RunConfig:
+    """The configuration given, else the one the run was started with. Raises: NotCommitted."""
+    if given is not None:
+        return given
+    place = Workspace.open(workspace)
+    rows = read_rows(place, run_id, "runs")
+    if not rows:
+        known = ", ".join(place.run_ids()) or "none"
+        raise NotCommitted(
+            f"there is no run {run_id!r} in {place.root}; runs there: {known}. The expansion starts one."
+        )
+    return parse_config(json.loads(rows[0]["config_json"]))
 
 
 def read_prompts(workspace: str, run_id: str) -> list[Prompt]:
@@ -116,8 +146,3 @@ def timed(ref: ArtifactRef, stage: str, device: str) -> Generator[dict[str, int]
 def as_row(run_id: str, value: Any, **more: Any) -> dict[str, Any]:
     """A frozen dataclass as a table row."""
     return {"run_id": run_id, **asdict(value), **more}
-
-
-def run_started(ref: ArtifactRef) -> str:
-    """When a run was first started, UTC."""
-    return str(read_manifest(ref).facts["started_at"])

@@ -5,9 +5,7 @@ from dataclasses import dataclass
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from popalign_core.config import RunConfig, parse_config
 from storage.artifacts import committed_keys
-from storage.errors import NotCommitted
 from storage.layout import Workspace
 from storage.tables import read_rows
 
@@ -37,17 +35,6 @@ def summarize_run(workspace: str, run_id: str, report: str) -> RunSummary:
             ratio = f"{row['ratio']:.2f} [{row['ratio_low']:.2f}, {row['ratio_high']:.2f}]"
             lines.append((name, f"{row['before']:.3f}", f"{row['after']:.3f}", ratio))
     return RunSummary(run_id, decision["verdict"], decision["reason"], tuple(lines), report)
-
-
-def run_config(place: Workspace, run_id: str) -> RunConfig:
-    """The configuration a run was started with. Raises: NotCommitted."""
-    rows = read_rows(place, run_id, "runs")
-    if not rows:
-        known = ", ".join(place.run_ids()) or "none"
-        raise NotCommitted(f"there is no run {run_id!r} in {place.root}; runs there: {known}.")
-    import json
-
-    return parse_config(json.loads(rows[0]["config_json"]))
 
 
 def run_states(place: Workspace) -> list[tuple[str, str, str, str]]:
