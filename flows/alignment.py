@@ -21,8 +21,8 @@ def alignment(
     """Fine-tunes the model in rounds and returns the id of the model that is kept.
 
     In each round both populations are drawn from the current model, so the gradient vanishes as it arrives at the
-    target. After each round disparity is measured on validation prompts; the best model is kept, and training stops
-    when things turn.
+    target; without `redraw` a round is a part of one long training on the base model's images. After each round
+    disparity is measured on validation prompts; the best model is kept, and training stops when things turn.
 
     Args:
         run_id: Names the run inside the workspace.
@@ -37,10 +37,11 @@ def alignment(
         if verdict.reason is not None and len(models) > 1:
             get_run_logger().info("stopping after round %d: %s", round_index - 1, verdict.reason)
             break
-        _measure(run_id, models[-1], f"round-{round_index}", workspace, settings)
-        preferences = populations(run_id, models[-1], round_index, workspace, settings)
+        parent, drawn = (models[-1], round_index) if settings.alignment.redraw else (BASE, 1)
+        _measure(run_id, parent, f"round-{drawn}", workspace, settings)
+        preferences = populations(run_id, parent, drawn, workspace, settings)
         expect(f"alignment round-{round_index}", settings.alignment.steps)
-        model = align_round(preferences, settings, models[-1], round_index)
+        model = align_round(preferences, settings, parent, round_index)
         models.append(model.key)
         _measure(run_id, model.key, "validation", workspace, settings)
         verdict = validation_verdict(workspace, run_id, settings, models)

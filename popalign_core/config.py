@@ -95,10 +95,14 @@ class PopulationsConfig(StageConfig):
 
 
 class AlignmentConfig(StageConfig):
-    """How the model is moved. `rounds` redraws both populations from the current model; 1 is the paper's one shot."""
+    """How the model is moved, in rounds that each end with a measurement on validation prompts."""
 
     objective: Annotated[Literal["popalign", "popalign_exact", "dpo", "sft"], Field(title="Objective")] = "popalign"
     rounds: Annotated[PositiveInt, Field(title="Rounds")] = 3
+    redraw: Annotated[
+        bool,
+        Field(title="Redraw", description="Each round from the current model's own images; off: one long training."),
+    ] = True
     steps: Annotated[PositiveInt, Field(title="Steps a round")] = 25
     pairs_per_step: Annotated[PositiveInt, Field(title="Pairs a step")] = 32
     learning_rate: Annotated[float, Field(title="Learning rate", gt=0)] = 4e-5
@@ -109,6 +113,9 @@ class AlignmentConfig(StageConfig):
         100.0
     )
     lora_rank: Annotated[int, Field(title="LoRA rank", ge=0, description="0 = full fine-tuning of the UNet.")] = 0
+    checkpoint_steps: Annotated[
+        PositiveInt, Field(title="Steps to a checkpoint", description="What a crash in the middle of a round can cost.")
+    ] = 50
 
 
 class AssessmentConfig(StageConfig):

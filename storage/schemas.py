@@ -142,7 +142,7 @@ TABLES: dict[str, TableSpec] = {
             ("adapter", STR, "full or lora"),
             ROUND,
             ("seed", I64, "seed of the training"),
-            ("steps", I32, "steps of this round"),
+            ("steps", I32, "optimizer steps from the parent"),
             ("beta", F64, "strength of the pull to the reference, on mean squared error a latent element"),
             ("natural_beta?", F64, "the same in units of log-likelihood; null for sft"),
         ],

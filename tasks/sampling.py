@@ -6,6 +6,7 @@ from math import ceil, prod
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
 
 from popalign_core.attributes import AXES
 from popalign_core.config import RunConfig
@@ -48,7 +49,12 @@ def images_missing(shards: Sequence[ArtifactRef], config: RunConfig) -> int:
     return sum(count for count, shard in zip(sizes, shards, strict=True) if not is_committed(shard))
 
 
-@task(cache_policy=NO_CACHE, retries=2, retry_delay_seconds=5, retry_condition_fn=lambda _t, _r, s: _is_io(s))
+async def _passes(_task: object, _run: object, state: State[object]) -> bool:
+    """Retries what may pass: input and output. Never a configuration, a schema or a number that is none."""
+    return isinstance(await state.aresult(raise_on_failure=False), OSError)
+
+
+@task(cache_policy=NO_CACHE, retries=2, retry_delay_seconds=5, retry_condition_fn=_passes)
 def sample_shard(ref: ArtifactRef, config: RunConfig) -> ArtifactRef:
     """Draws one shard and commits `samples` and `images`."""
     if is_committed(ref):
@@ -90,10 +96,3 @@ def _sample_row(run_id: str, model_id: str, drawn: SampledImage, data: bytes, fi
         "image_sha256": hashlib.sha256(data).hexdigest(),
         "sampler_fingerprint": fingerprint,
     }
-
-
-async def _is_io(state: object) -> bool:
-    """Retries what may pass: input and output. Never a configuration, a schema or a number that is none."""
-    result = getattr(state, "aresult", None)
-    error = await result(raise_on_failure=False) if result is not None else None
-    return isinstance(error, OSError)

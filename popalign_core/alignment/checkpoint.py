@@ -100,7 +100,9 @@ def _restore_optimizer(state: TrainingState, tensors: dict[str, Tensor]) -> None
 
 def _require_same_settings(saved: dict[str, object], settings: AlignmentSettings, folder: Path) -> None:
     current = json.loads(json.dumps(asdict(settings)))
-    for name in sorted(current.keys() | saved.keys()):
+    # A constant learning rate knows no end, so training may go on beyond what was first asked for.
+    free = {"steps"} if settings.learning_rate_schedule == "constant" else set[str]()
+    for name in sorted((current.keys() | saved.keys()) - free):
         if current.get(name) != saved.get(name):
             raise InvalidInput(
                 f"the training checkpoint {folder} was made with {name} = {saved.get(name)}, now it is "

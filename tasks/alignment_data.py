@@ -1,0 +1,62 @@
+"""What a round trains on: latents of the images in use, embeddings of their captions, each computed once."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from popalign_core.alignment.cache import AlignmentData
+from popalign_core.errors import InvalidInput
+from popalign_core.models.sdxl import SdxlModel
+from storage.artifacts import ArtifactRef
+from storage.images import decode_image
+from storage.layout import Workspace
+from storage.tables import read_artifact, read_images
+
+ENCODE_BATCH = 64
+
+
+def alignment_data(preferences: ArtifactRef, model: SdxlModel) -> AlignmentData:
+    """Reads the pairs of committed preferences. Raises: InvalidInput where there are none."""
+    pairs = read_artifact(preferences, "preferences")
+    if not pairs:
+        raise InvalidInput(
+            f"{preferences.key} has no preference pairs: every prompt was refused. Reasons: "
+            'popalign sql "SELECT reason, count(*) FROM refusals GROUP BY reason"; more images.train_specific helps.'
+        )
+    samples = sorted({row[side] for row in pairs for side in ("winner_sample_id", "loser_sample_id")})
+    captions = sorted({row["caption"] for row in pairs})
+    populations = sorted({row["population_id"] for row in pairs})
+    stored = read_images(Workspace(Path(preferences.workspace)), preferences.run_id, samples)
+    mean, deviation = _encoded([stored[sample] for sample in samples], model)
+    embeddings, empty = model.encode_prompts(captions), model.encode_unconditional()
+
+    def rows(column: str, values: Sequence[str]) -> torch.Tensor:
+        position = {value: index for index, value in enumerate(values)}
+        return torch.tensor([position[row[column]] for row in pairs], dtype=torch.int64)
+
+    return AlignmentData(
+        latent_means=mean,
+        latent_deviations=deviation,
+        prompt_embeddings=embeddings.context.float(),
+        pooled=embeddings.pooled.float(),
+        empty_prompt_embedding=empty.context[0].float(),
+        empty_pooled=empty.pooled[0].float(),
+        winner=rows("winner_sample_id", samples),
+        loser=rows("loser_sample_id", samples),
+        caption=rows("caption", captions),
+        weight=torch.tensor([row["weight"] for row in pairs], dtype=torch.float32),
+        population=rows("population_id", populations),
+    )
+
+
+def _encoded(images: Sequence[bytes], model: SdxlModel) -> tuple[torch.Tensor, torch.Tensor]:
+    means, deviations = [], []
+    for start in range(0, len(images), ENCODE_BATCH):
+        pixels = np.stack([decode_image(data) for data in images[start : start + ENCODE_BATCH]])
+        tensor = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+        mean, deviation = model.encode_images(tensor)
+        means.append(mean)
+        deviations.append(deviation)
+    return torch.cat(means), torch.cat(deviations)
