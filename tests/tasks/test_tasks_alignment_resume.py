@@ -1,0 +1,100 @@
+"""A round of training that is killed goes on from its checkpoint and ends with the same bytes."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from prefect.logging import disable_run_logger
+
+from popalign_core.alignment.trainer import StepRecord
+from popalign_core.config import RunConfig, preset, with_settings
+from storage.artifacts import ArtifactRef, artifact_digest
+from storage.checkpoints import latest_checkpoint
+from storage.commit import staged_artifact
+from storage.images import FORMAT, encode_image
+from storage.layout import Workspace
+from storage.tables import read_artifact, write_rows
+from tasks import alignment
+from tasks.alignment import align_round
+from tasks.run import BASE, reference
+
+RUN = "killed"
+STEPS = 4
+
+
+def configuration(**alignment_settings: object) -> RunConfig:
+    settings = {"steps": STEPS, "pairs_per_step": 2, "checkpoint_steps": 2, **alignment_settings}
+    return with_settings(preset("emoji"), {f"alignment.{name}": str(value) for name, value in settings.items()})
+
+
+def commit_preferences(root: Path) -> ArtifactRef:
+    """Four images of noise and two pairs."""
+    rng = np.random.default_rng(0)
+    pictures = rng.integers(0, 256, (4, 64, 64, 3), dtype=np.uint8)
+    images = [{"sample_id": f"s{n}", "image": encode_image(p), "format": FORMAT} for n, p in enumerate(pictures)]
+    with staged_artifact(reference(str(root), RUN, "samples", "base.round-1.00000")) as folder:
+        write_rows(folder, "images", images)
+    pairs = [
+        {
+            "run_id": RUN,
+            "round": 1,
+            "pair_id": f"p/{n}",
+            "population_id": "p",
+            "prompt_id": "prompt",
+            "caption": "a photo of a judge",
+            "winner_sample_id": f"s{n}",
+            "loser_sample_id": f"s{n + 2}",
+            "weight": 1.0,
+        }
+        for n in range(2)
+    ]
+    ref = reference(str(root), RUN, "populations", "round-1")
+    with staged_artifact(ref) as folder:
+        write_rows(folder, "preferences", pairs)
+    return ref
+
+
+def aligned(preferences: ArtifactRef, config: RunConfig, round_index: int = 1) -> ArtifactRef:
+    with disable_run_logger():
+        return align_round.fn(preferences, config, BASE, round_index)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> ArtifactRef:
+    return aligned(commit_preferences(tmp_path_factory.mktemp("undisturbed")), configuration())
+
+
+def test_a_killed_round_goes_on_with_the_same_bytes(
+    tmp_path: Path, undisturbed: ArtifactRef, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    preferences = commit_preferences(tmp_path)
+    started_at: list[int] = []
+    train = alignment.train
+
+    def watched(*arguments: Any, die_after: int | None = None, **options: Any) -> Iterator[StepRecord]:
+        started_at.append(options["state"].step)
+        for record in train(*arguments, **options):
+            yield record
+            if record.step == die_after:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(alignment, "train", lambda *a, **o: watched(*a, die_after=3, **o))
+    with pytest.raises(KeyboardInterrupt):
+        aligned(preferences, configuration())
+    monkeypatch.setattr(alignment, "train", watched)
+    resumed = aligned(preferences, configuration())
+    assert started_at == [0, 2]
+    assert artifact_digest(resumed) == artifact_digest(undisturbed)
+    assert latest_checkpoint(Workspace(tmp_path), RUN, "round-1") is None
+
+
+def test_without_redraw_rounds_are_parts_of_one_training(tmp_path: Path, undisturbed: ArtifactRef) -> None:
+    preferences = commit_preferences(tmp_path)
+    config = configuration(redraw="false", steps=STEPS // 2)
+    parts = [aligned(preferences, config, round_index) for round_index in (1, 2)]
+    steps = [[row["step"] for row in read_artifact(part, "training_steps")] for part in parts]
+    assert steps == [[1, 2], [3, 4]]
+    weights = [(ref.folder / "unet" / "diffusion_pytorch_model.safetensors") for ref in (parts[1], undisturbed)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
