@@ -123,10 +123,8 @@ def build_populations(
     def refuse(reason: RefusalReason, detail: str) -> Refusal:
         return Refusal(neutral.prompt_id, reason, detail, yields)
 
-    wanted = zip(valid.items(), crossed_target, strict=True)
-    if empty := [" & ".join(cell) for (cell, samples), share in wanted if share and not samples]:
-        named = "; ".join(empty)
-        return refuse(RefusalReason.TOO_FEW_WINNERS, f"no sample was perceived as requested for: {named}")
+    if missing := _groups_without(valid, plan):
+        return refuse(RefusalReason.TOO_FEW_WINNERS, f"no sample was perceived as requested for: {'; '.join(missing)}")
     allocation = allocate(plan.size, crossed_target, np.array([len(samples) for samples in valid.values()]), rng)
     if not (size := int(allocation.sum())):
         return refuse(RefusalReason.TOO_FEW_WINNERS, "the target cannot be met by the samples at any size")
@@ -169,6 +167,21 @@ def allocate(size: int, target: np.ndarray, available: np.ndarray, rng: np.rando
         if (counts <= available).all():
             return counts
     return np.zeros(len(target), dtype=np.int64)
+
+
+def _groups_without(valid: Mapping[Cell, Sequence[LabelledSample]], plan: PopulationPlan) -> list[str]:
+    """Groups of single axes that the target wants and nobody was perceived as.
+
+    A crossed cell alone may stay empty: the population is then smaller, and its groups are still balanced.
+    """
+    available = np.array([len(samples) for samples in valid.values()]).reshape([len(axis.groups) for axis in plan.axes])
+    missing: list[str] = []
+    for position, (axis, target) in enumerate(zip(plan.axes, plan.targets(), strict=False)):
+        others = tuple(other for other in range(len(plan.axes)) if other != position)
+        found = available.sum(axis=others)
+        wanted = zip(axis.groups, found, target, strict=True)
+        missing += [group for group, count, share in wanted if share and not count]
+    return missing
 
 
 def _draw_winners(

@@ -235,6 +235,22 @@ def test_each_reason_of_refusal() -> None:
     assert unknown.reason is RefusalReason.TOO_FEW_OWN_SAMPLES
 
 
+def test_an_empty_crossed_cell_makes_the_population_smaller_and_an_empty_group_refuses_it() -> None:
+    axes = (GENDER, TONE)
+    specific = obedient(axes, 2)
+    specific[DARK_WOMAN] = []
+    outcome = built(build(axes, [LIGHT_MAN] * 12, specific, plan_of(axes, 10)))
+    assert outcome.size == 9
+    gender, tone, crossed = (on.counts for on in outcome.preferred.counts)
+    assert sorted(gender) == [4, 5]
+    assert sorted(tone) == [1, 2, 2, 2, 2]
+    assert sorted(crossed) == [0] + [1] * 9
+    specific[("man", "dark")] = []
+    without = refused(build(axes, [LIGHT_MAN] * 12, specific, plan_of(axes, 10)))
+    assert without.reason is RefusalReason.TOO_FEW_WINNERS
+    assert without.detail.endswith(": dark")
+
+
 def test_an_even_enough_population_is_refused_when_weights_follow_its_discrepancy() -> None:
     own = [("man",)] * 5 + [("woman",)] * 3
     outcome = build((GENDER,), own, obedient((GENDER,), 4), plan_of((GENDER,), 8, weighting=PairWeighting.DISCREPANCY))
