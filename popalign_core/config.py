@@ -113,6 +113,9 @@ class AlignmentConfig(StageConfig):
         100.0
     )
     lora_rank: Annotated[int, Field(title="LoRA rank", ge=0, description="0 = full fine-tuning of the UNet.")] = 0
+    gradient_checkpointing: Annotated[
+        bool, Field(title="Gradient checkpointing", description="Computes activations twice instead of keeping them.")
+    ] = False
     checkpoint_steps: Annotated[
         PositiveInt, Field(title="Steps to a checkpoint", description="What a crash in the middle of a round can cost.")
     ] = 50
@@ -157,14 +160,23 @@ _SDXL = RunConfig(
     images=ImageCounts(train_neutral=100, train_specific=10, validation=48, evaluation=100, trained=0, obedience=10),
     classification=ClassificationConfig(builder="ViT-L-14@datacomp_xl_s13b_b90k", judge="./judges/fairface"),
     populations=PopulationsConfig(size=100),
-    alignment=AlignmentConfig(steps=250, pairs_per_step=8, learning_rate=1e-5, beta=5000, lora_rank=16),
+    alignment=AlignmentConfig(
+        steps=250, pairs_per_step=8, learning_rate=1e-5, beta=5000, lora_rank=16, gradient_checkpointing=True
+    ),
 )
 _PAPER = _SDXL.model_copy(
     update={
         "sampling": SamplingConfig(steps=50, batch_size=16, dtype="bfloat16"),
         "populations": PopulationsConfig(size=100, weighting="even"),
         "alignment": AlignmentConfig(
-            rounds=1, steps=750, pairs_per_step=8, learning_rate=5e-7, beta=5000, anchor_weight=0, lora_rank=0
+            rounds=1,
+            steps=750,
+            pairs_per_step=8,
+            learning_rate=5e-7,
+            beta=5000,
+            anchor_weight=0,
+            lora_rank=0,
+            gradient_checkpointing=True,
         ),
     }
 )

@@ -65,7 +65,13 @@ def align_round(preferences: ArtifactRef, config: RunConfig, parent_id: str, rou
         row = _model_row(ref, config, settings, nats_per_unit_error(noise_schedule(model), data.latent_elements))
         row |= {"parent_model_id": parent_id, "round": round_index}
         get_run_logger().info("beta %g is %s in units of log-likelihood", settings.beta, row["natural_beta"])
-        policy = make_policy(model, lora_rank=config.alignment.lora_rank, seed=settings.seed, earlier_lora=earlier)
+        policy = make_policy(
+            model,
+            lora_rank=config.alignment.lora_rank,
+            seed=settings.seed,
+            earlier_lora=earlier,
+            gradient_checkpointing=config.alignment.gradient_checkpointing,
+        )
         records = _train(policy, data, settings, ref, config.alignment)[-config.alignment.steps :]
         facts["items"] = len(records)
         with staged_artifact(ref) as folder:

@@ -50,6 +50,7 @@ def make_policy(
     lora_targets: LoraTargets = "attention",
     seed: int,
     earlier_lora: Path | None = None,
+    gradient_checkpointing: bool = False,
 ) -> Policy:
     """A policy over a loaded model's UNet: full fine-tuning in float32 (rank 0) or a LoRA adapter.
 
@@ -59,6 +60,8 @@ def make_policy(
     unet = model.pipeline.unet
     denoiser = SdxlDenoiser(unet, noise_schedule(model), model.time_ids(model.native_size, model.native_size))
     denoiser.to(model.device)
+    if gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
     if lora_rank == 0:
         # Master weights in float32: at these learning rates an update is lost in bfloat16.
         unet.to(torch.float32)
