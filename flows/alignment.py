@@ -7,6 +7,7 @@ from flows.populations import populations
 from flows.sampling import sampling
 from popalign_core.config import RunConfig
 from tasks.alignment import align_round
+from tasks.counterfactuals import write_counterfactuals
 from tasks.progress import expect
 from tasks.run import BASE, run_config
 from tasks.validation import record_validations, validation_verdict
@@ -39,6 +40,9 @@ def alignment(
             break
         parent, drawn = (models[-1], round_index) if settings.alignment.redraw else (BASE, 1)
         _measure(run_id, parent, f"round-{drawn}", workspace, settings)
+        if settings.populations.winners == "counterfactual":
+            write_counterfactuals(workspace, run_id, settings, parent, drawn)
+            _measure(run_id, parent, f"counterfactual-{drawn}", workspace, settings)
         preferences = populations(run_id, parent, drawn, workspace, settings)
         expect(f"alignment round-{round_index}", settings.alignment.steps)
         model = align_round(preferences, settings, parent, round_index)

@@ -56,7 +56,9 @@ class ImageCounts(StageConfig):
     """How many images are drawn for what. More images lower the sampling floor sqrt((1 - 1/K) / n)."""
 
     train_neutral: Annotated[PositiveInt, Field(title="Training, a neutral prompt")] = 20
-    train_specific: Annotated[PositiveInt, Field(title="Training, a group")] = 2
+    train_specific: Annotated[
+        int, Field(title="Training, a group", ge=0, description="For drawn winners only; counterfactuals draw theirs.")
+    ] = 2
     validation: Annotated[PositiveInt, Field(title="Validation, a prompt")] = 24
     evaluation: Annotated[PositiveInt, Field(title="Held out, a prompt")] = 48
     trained: Annotated[int, Field(title="Trained prompts again, a prompt", ge=0)] = 16
@@ -87,7 +89,11 @@ class ClassificationConfig(StageConfig):
 class PopulationsConfig(StageConfig):
     """How preferred populations are drawn."""
 
-    size: Annotated[PositiveInt, Field(title="Population size")] = 20
+    winners: Annotated[
+        Literal["drawn", "counterfactual"],
+        Field(title="Winners", description="Drawn for every group; or own images again as another group."),
+    ] = "drawn"
+    size: Annotated[PositiveInt, Field(title="Population size", description="Of drawn winners.")] = 20
     weighting: Annotated[
         Literal["even", "contrast", "discrepancy"],
         Field(title="Pair weights", description="Whether pairs that move the population to its target count more."),
@@ -112,6 +118,10 @@ class AlignmentConfig(StageConfig):
     anchor_weight: Annotated[float, Field(title="Anchor", ge=0, description="Weight of the winners' own error.")] = (
         100.0
     )
+    named_share: Annotated[
+        Share,
+        Field(title="Named share", description="Share of pairs under the caption that names the winner."),
+    ] = 0.0
     lora_rank: Annotated[int, Field(title="LoRA rank", ge=0, description="0 = full fine-tuning of the UNet.")] = 0
     gradient_checkpointing: Annotated[
         bool, Field(title="Gradient checkpointing", description="Computes activations twice instead of keeping them.")
@@ -147,11 +157,18 @@ class RunConfig(StageConfig):
     alignment: Annotated[AlignmentConfig, Field(title="Alignment")] = AlignmentConfig()
     assessment: Annotated[AssessmentConfig, Field(title="Assessment")] = AssessmentConfig()
 
+    @model_validator(mode="after")
+    def _images_for_winners(self) -> "RunConfig":
+        if self.populations.winners == "drawn" and self.images.train_specific == 0:
+            raise ValueError("populations.winners is drawn and images.train_specific is 0: there would be no winner")
+        return self
+
 
 _EMOJI = RunConfig(
     sampling=SamplingConfig(scheduler="dpm++", steps=10, guidance_scale=3.0, batch_size=64, shard_size=256),
-    images=ImageCounts(train_neutral=12, train_specific=2, validation=16, evaluation=40, trained=4, obedience=1),
-    populations=PopulationsConfig(size=10),
+    images=ImageCounts(train_neutral=12, train_specific=0, validation=16, evaluation=40, trained=4, obedience=2),
+    populations=PopulationsConfig(winners="counterfactual"),
+    alignment=AlignmentConfig(learning_rate=5e-5, named_share=0.2),
 )
 _SDXL = RunConfig(
     model="stabilityai/stable-diffusion-xl-base-1.0",

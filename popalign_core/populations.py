@@ -144,7 +144,7 @@ def build_populations(
     if not after < before - _TIE:
         reason = RefusalReason.TIE if after <= before + _TIE else RefusalReason.PREFERRED_NOT_MORE_EVEN
         return refuse(reason, f"discrepancy {after:.4f} of the preferred side, {before:.4f} of the model's own")
-    result = _pair_up(neutral, preferred, dispreferred, yields, plan)
+    result = pair_up(neutral, preferred, dispreferred, yields, plan)
     if not result.preferences:
         return refuse(RefusalReason.ALREADY_AT_TARGET, f"no pair has a weight above 0 under {plan.weighting.value!r}")
     return result
@@ -218,9 +218,10 @@ def _sort_specific(
     return valid, tuple(yields)
 
 
-def _pair_up(
+def pair_up(
     neutral: Prompt, preferred: Side, dispreferred: Side, yields: tuple[CellYield, ...], plan: PopulationPlan
 ) -> PopulationPair:
+    """Samples of both sides one to one in their order, weighted by what the dispreferred side lacks."""
     own = [np.array(counts.counts) for counts in dispreferred.counts]
     targets = plan.targets()
     gaps = [target - count / max(int(count.sum()), 1) for target, count in zip(targets, own, strict=True)]

@@ -53,6 +53,18 @@ TABLES: dict[str, TableSpec] = {
             ("requested", pa.map_(STR, STR), "axis -> group that the text names"),
         ],
     ),
+    "counterfactuals": (
+        "one row an image that is drawn again as another group, from the same noise",
+        [
+            RUN,
+            ROUND,
+            PROMPT,
+            ("own_sample_id", STR, "the model's own image of the neutral prompt"),
+            SAMPLE,
+            ("target_prompt_id", STR, "the specific prompt that names the wanted groups"),
+            ("sample_index", I32, "position among the prompt's images; with the family it decides the noise"),
+        ],
+    ),
     "samples": (
         "one row an image",
         [

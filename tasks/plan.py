@@ -25,11 +25,19 @@ def planned_work(config: RunConfig) -> list[tuple[str, str, str]]:
     rounds = config.alignment.rounds
     rows += [
         ("alignment", f"images in {rounds} rounds", str(rounds * images("round"))),
+        *_counterfactual_rows(config, by_split["train"]),
         ("alignment", f"validation images, {rounds + 1} models", str((rounds + 1) * images("validation"))),
         ("alignment", "steps", f"{rounds} x {config.alignment.steps}, {config.alignment.pairs_per_step} pairs each"),
         ("assessment", "images, two models", str(2 * _sum(images, ("evaluation", "trained", "obedience")))),
     ]
     return rows
+
+
+def _counterfactual_rows(config: RunConfig, prompts: int) -> list[tuple[str, str, str]]:
+    if config.populations.winners != "counterfactual":
+        return []
+    most = config.alignment.rounds * prompts * config.images.train_neutral
+    return [("alignment", "counterfactual images, at most", str(most))]
 
 
 def _sum(count: Callable[[str], int], purposes: Sequence[str]) -> int:

@@ -7,6 +7,7 @@ from prefect.cache_policies import NO_CACHE
 
 from popalign_core.attributes import AXES, CROSSING, Axis
 from popalign_core.config import RunConfig
+from popalign_core.counterfactuals import Counterfactual, pair_counterfactuals
 from popalign_core.expansion import Prompt
 from popalign_core.population_counts import LabelledSample, PopulationPlan
 from popalign_core.populations import PopulationPair, Refusal, build_populations
@@ -15,9 +16,11 @@ from popalign_core.seeds import derive_seed
 from storage.artifacts import ArtifactRef, is_committed
 from storage.commit import staged_artifact
 from storage.tables import write_rows
+from tasks.counterfactuals import read_counterfactuals
 from tasks.labels import labelled_samples
 from tasks.run import read_prompts, reference
 
+Changes = dict[str, tuple[list[Counterfactual], dict[str, LabelledSample]]]
 TABLES = ("populations", "preferences", "refusals", "yields")
 
 
@@ -36,10 +39,18 @@ def build_preferences(workspace: str, run_id: str, config: RunConfig, model_id: 
         seed=derive_seed(config.seed, "populations", round_index),
         weighting=PairWeighting(config.populations.weighting),
     )
+    changes: Changes = {}
+    if config.populations.winners == "counterfactual":
+        planned = reference(workspace, run_id, "counterfactuals", f"round-{round_index}")
+        drawn = labelled_samples(workspace, run_id, config, model_id, f"counterfactual-{round_index}", "builder")
+        changes = read_counterfactuals(planned, prompts, drawn)
     found: dict[str, list[dict[str, object]]] = {name: [] for name in TABLES}
     for prompt in (prompt for prompt in prompts.values() if prompt.kind == "neutral"):
         own = [sample for sample in samples if sample.prompt_id == prompt.prompt_id]
-        outcome = build_populations(prompt, own, _specific(prompt, prompts, samples, axes), plan)
+        if config.populations.winners == "counterfactual":
+            outcome = pair_counterfactuals(prompt, own, *changes.get(prompt.prompt_id, ([], {})), plan)
+        else:
+            outcome = build_populations(prompt, own, _specific(prompt, prompts, samples, axes), plan)
         for name, rows in _rows(outcome).items():
             found[name] += [{"run_id": run_id, "round": round_index, **row} for row in rows]
     with staged_artifact(ref) as folder:

@@ -10,25 +10,45 @@ from prefect.client.schemas.objects import State
 
 from popalign_core.attributes import AXES
 from popalign_core.config import RunConfig
+from popalign_core.expansion import Prompt
 from popalign_core.sample_sets import image_requests, slices
 from popalign_core.sampling import ImageRequest, SampledImage, sample_images, sampler_fingerprint
+from popalign_core.seeds import sample_seed
 from storage.artifacts import ArtifactRef, is_committed
 from storage.commit import staged_artifact
 from storage.images import FORMAT, encode_image
-from storage.tables import write_rows
+from storage.tables import read_artifact, write_rows
 from tasks.progress import progress_of
 from tasks.run import loaded_model, model_source, read_prompts, reference, sampling_settings, timed
 
 
 def _requests(workspace: str, run_id: str, config: RunConfig, model_id: str, purpose: str) -> list[ImageRequest]:
     name, _, round_index = purpose.partition("-")
+    prompts = read_prompts(workspace, run_id)
+    if name == "counterfactual":
+        planned = reference(workspace, run_id, "counterfactuals", f"round-{round_index}")
+        return _counterfactual_requests(planned, prompts, config.seed)
     return image_requests(
-        read_prompts(workspace, run_id),
+        prompts,
         slices(name, config.images, int(round_index or 1)),
         model_id=model_id,
         run_seed=config.seed,
         cells=prod(len(AXES[axis].groups) for axis in config.expansion.axes),
     )
+
+
+def _counterfactual_requests(planned: ArtifactRef, prompts: Sequence[Prompt], run_seed: int) -> list[ImageRequest]:
+    by_id = {prompt.prompt_id: prompt for prompt in prompts}
+    return [
+        ImageRequest(
+            sample_id=row["sample_id"],
+            prompt_id=row["target_prompt_id"],
+            text=by_id[row["target_prompt_id"]].text,
+            index=row["sample_index"],
+            seed=sample_seed(run_seed, by_id[row["target_prompt_id"]].family_id, row["sample_index"]),
+        )
+        for row in read_artifact(planned, "counterfactuals")
+    ]
 
 
 def plan_shards(workspace: str, run_id: str, config: RunConfig, model_id: str, purpose: str) -> list[ArtifactRef]:

@@ -39,6 +39,7 @@ class AlignmentData:
     weight: Tensor
     population: Tensor
     latent_deviations: Tensor | None = None
+    winner_caption: Tensor | None = None
 
     def __post_init__(self) -> None:
         pairs = len(self.winner)
@@ -121,7 +122,7 @@ def draw_batch(
     dropped = torch.rand(len(pairs), generator=generator) < settings.caption_dropout
     posterior = torch.randn((2, *shape), generator=generator) if data.latent_deviations is not None else None
 
-    captions, keep = data.caption[pairs], ~dropped
+    captions, keep = _captions(data, settings, pairs, generator), ~dropped
     embeddings = torch.where(keep[:, None, None], data.prompt_embeddings[captions], data.empty_prompt_embedding)
     pooled = torch.where(keep[:, None], data.pooled[captions], data.empty_pooled)
     return PairBatch(
@@ -135,6 +136,16 @@ def draw_batch(
         pairs=pairs[mine],
         global_pairs=len(pairs),
     )
+
+
+def _captions(data: AlignmentData, settings: AlignmentSettings, pairs: Tensor, generator: torch.Generator) -> Tensor:
+    """The neutral caption of every pair; for a share of them the one that names the winner's groups."""
+    if not settings.named_share:
+        return data.caption[pairs]
+    if data.winner_caption is None:
+        raise InvalidInput("alignment.named_share needs the winners' own captions, which these data do not have.")
+    named = torch.rand(len(pairs), generator=generator) < settings.named_share
+    return torch.where(named, data.winner_caption[pairs], data.caption[pairs])
 
 
 def order_pairs(data: AlignmentData, settings: AlignmentSettings, step: int) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,8 @@ class AlignmentSettings:
     steps: optimizer steps in all. pairs_per_step: over all processes together (for "popalign_exact": as many whole
     populations as fit, at least one). warmup_steps: linear warm-up. beta: on the scale of the mean squared error per
     latent element, as in the paper's code; see `objective.natural_beta`. anchor_weight: weight of the mean winner
-    error added to the loss. caption_dropout: share of pairs trained under the empty caption. max_gradient_norm,
+    error added to the loss. caption_dropout: share of pairs trained under the empty caption; named_share: under the
+    caption that names the winner's groups, which keeps such captions obeyed. max_gradient_norm,
     ema_decay: None switches them off. winner_preserving: shrink the push away from a loser so that the winner's error
     does not rise to first order. timestep_range: first (included) and last (excluded) timestep, None for all.
 
@@ -33,6 +34,7 @@ class AlignmentSettings:
     beta: float = 500.0
     anchor_weight: float = 0.0
     caption_dropout: float = 0.1
+    named_share: float = 0.0
     max_gradient_norm: float | None = 1.0
     weight_decay: float = 0.01
     ema_decay: float | None = None
@@ -55,6 +57,7 @@ class AlignmentSettings:
         _require_within("anchor_weight", self.anchor_weight, 0, math.inf)
         _require_within("weight_decay", self.weight_decay, 0, math.inf)
         _require_within("caption_dropout", self.caption_dropout, 0, 1)
+        _require_within("named_share", self.named_share, 0, 1)
         _require_within("ema_decay", 0 if self.ema_decay is None else self.ema_decay, 0, 1)
 
     def learning_rate_at(self, step: int) -> float:
