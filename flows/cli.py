@@ -130,10 +130,15 @@ def _config(preset: str, settings: list[str]) -> "RunConfig":
 
 
 def _execute(preset: str, run_id: str, workspace: Path, settings: list[str]) -> None:
-    from storage.layout import check_name
+    from storage.layout import Workspace
+    from storage.locks import run_lock
+    from tasks.plan import check_inputs
 
     config = _config(preset, settings)
-    check_name("run id", run_id)
+    # What can be refused is refused before Prefect's server starts.
+    check_inputs(config)
+    with run_lock(Workspace.open(workspace), run_id):
+        pass
     _quiet_prefect()
     from flows.debias import debias
     from tasks.progress import terminal_progress

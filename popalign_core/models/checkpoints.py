@@ -5,7 +5,7 @@ import json
 from functools import lru_cache
 from pathlib import Path
 
-from popalign_core.errors import ModelNotUsable
+from popalign_core.errors import InvalidInput, ModelNotUsable
 
 EMBEDDED = {
     "emoji": Path(__file__).parent / "emoji" / "pipeline",
@@ -18,6 +18,32 @@ PICKLE_SUFFIXES = {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
 def resolve_source(source: str) -> str:
     """The folder of an embedded model's name; any other folder or hub id as it is."""
     return str(EMBEDDED.get(source, source))
+
+
+def check_source(source: str, image_size: int = 0) -> None:
+    """What can be said of a model before it is loaded: a local folder is complete, and the image size fits it.
+
+    image_size: pixels a side, 0 = the model's own. A hub id passes: only loading it shows what it is.
+    Raises: ModelNotUsable, InvalidInput.
+    """
+    folder = Path(resolve_source(source))
+    if not folder.exists():
+        if source.startswith((".", "/", "~")):
+            raise ModelNotUsable(f"there is no model folder {source}. Embedded: emoji. A hub id is owner/name.")
+        return
+    check_pipeline_folder(folder)
+    unet, vae = (json.loads((folder / part / "config.json").read_text()) for part in ("unet", "vae"))
+    check_image_size(image_size, image_size, len(vae["block_out_channels"]), len(unet["block_out_channels"]))
+
+
+def check_image_size(height: int, width: int, vae_levels: int, unet_levels: int) -> None:
+    """Raises: InvalidInput where a size in pixels does not fit the latent grid and the UNet's levels."""
+    step = 2 ** (vae_levels - 1 + unet_levels - 1)
+    if height % step or width % step:
+        raise InvalidInput(
+            f"image size {height} x {width} is not divisible by {step}, which this model needs; "
+            f"the nearest is {max(step, round(height / step) * step)} x {max(step, round(width / step) * step)}."
+        )
 
 
 def check_pipeline_folder(folder: Path) -> None:

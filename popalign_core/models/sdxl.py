@@ -15,8 +15,14 @@ from diffusers import (
 )
 from torch import Tensor
 
-from popalign_core.errors import InvalidInput, ModelNotUsable
-from popalign_core.models.checkpoints import check_pipeline_folder, check_weights, resolve_source, source_digest
+from popalign_core.errors import ModelNotUsable
+from popalign_core.models.checkpoints import (
+    check_image_size,
+    check_pipeline_folder,
+    check_weights,
+    resolve_source,
+    source_digest,
+)
 
 SCHEDULERS = {"ddim": DDIMScheduler, "euler": EulerDiscreteScheduler, "dpm++": DPMSolverMultistepScheduler}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -70,12 +76,8 @@ class SdxlModel:
 
     def check_size(self, height: int, width: int) -> None:
         """Raises: InvalidInput where the size does not fit the latent grid and the UNet's levels."""
-        step = self.pixels_per_latent * 2 ** (len(self.pipeline.unet.config.block_out_channels) - 1)
-        if height % step or width % step:
-            raise InvalidInput(
-                f"image size {height} x {width} is not divisible by {step}, which this model needs; "
-                f"the nearest is {max(step, round(height / step) * step)} x {max(step, round(width / step) * step)}."
-            )
+        vae, unet = self.pipeline.vae.config, self.pipeline.unet.config
+        check_image_size(height, width, len(vae.block_out_channels), len(unet.block_out_channels))
 
     @torch.no_grad()
     def encode_prompts(self, texts: Sequence[str]) -> PromptEmbeddings:

@@ -1,6 +1,7 @@
 """A round of training that is killed goes on from its checkpoint and ends with the same bytes."""
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ from prefect.logging import disable_run_logger
 
 from popalign_core.alignment.trainer import StepRecord
 from popalign_core.config import RunConfig, preset, with_settings
-from storage.artifacts import ArtifactRef, artifact_digest
+from popalign_core.errors import TrainingDiverged
+from storage.artifacts import ArtifactRef, artifact_digest, committed_keys
 from storage.checkpoints import latest_checkpoint
 from storage.commit import staged_artifact
 from storage.images import FORMAT, encode_image
@@ -80,7 +82,7 @@ def test_a_killed_round_goes_on_with_the_same_bytes(
             if record.step == die_after:
                 raise KeyboardInterrupt
 
-    monkeypatch.setattr(alignment, "train", lambda *a, **o: watched(*a, die_after=3, **o))
+    monkeypatch.setattr(alignment, "train", partial(watched, die_after=3))
     with pytest.raises(KeyboardInterrupt):
         aligned(preferences, configuration())
     monkeypatch.setattr(alignment, "train", watched)
@@ -88,6 +90,14 @@ def test_a_killed_round_goes_on_with_the_same_bytes(
     assert started_at == [0, 2]
     assert artifact_digest(resumed) == artifact_digest(undisturbed)
     assert latest_checkpoint(Workspace(tmp_path), RUN, "round-1") is None
+
+
+def test_a_loss_that_is_no_number_commits_nothing_and_names_its_step(tmp_path: Path) -> None:
+    preferences = commit_preferences(tmp_path)
+    with pytest.raises(TrainingDiverged, match="at step 2; training stopped and committed nothing"):
+        aligned(preferences, configuration(learning_rate=1e30))
+    assert committed_keys(Workspace(tmp_path), RUN, "models") == []
+    assert committed_keys(Workspace(tmp_path), RUN, "timings") == []
 
 
 def test_without_redraw_rounds_are_parts_of_one_training(tmp_path: Path, undisturbed: ArtifactRef) -> None:
