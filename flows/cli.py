@@ -130,6 +130,7 @@ def _config(preset: str, settings: list[str]) -> "RunConfig":
 
 
 def _execute(preset: str, run_id: str, workspace: Path, settings: list[str]) -> None:
+    _quiet_prefect()
     from storage.layout import Workspace
     from storage.locks import run_lock
     from tasks.plan import check_inputs
@@ -139,7 +140,6 @@ def _execute(preset: str, run_id: str, workspace: Path, settings: list[str]) -> 
     check_inputs(config)
     with run_lock(Workspace.open(workspace), run_id):
         pass
-    _quiet_prefect()
     from flows.debias import debias
     from tasks.progress import terminal_progress
 
@@ -160,7 +160,10 @@ def _execute(preset: str, run_id: str, workspace: Path, settings: list[str]) -> 
 
 
 def _quiet_prefect() -> None:
-    """The terminal shows progress bars; Prefect's own log stays in its user interface and in warnings."""
+    """Before anything is imported that reads these: tqdm does, and torch imports it.
+
+    The terminal shows progress bars; Prefect's own log stays in its user interface and in warnings.
+    """
     # CRITICAL: an error is shown once, by main(), and not as a traceback of every flow above it.
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
