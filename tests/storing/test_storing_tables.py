@@ -107,7 +107,7 @@ def test_a_table_that_does_not_fit_is_named(timing, value):
 
 def test_an_unknown_table_is_refused(workspace):
     for read in (lambda: schema("tables"), lambda: read_table(workspace, "night-1", "tables")):
-        with pytest.raises(SchemaMismatch, match=r"no table 'tables'; there are runs, prompts"):
+        with pytest.raises(SchemaMismatch, match=r"no table 'tables'; there are runs, starts, prompts"):
             read()
 
 
