@@ -4,24 +4,26 @@ The kills of a test hit one workspace after another, each restart of the same co
 """
 
 import logging
+import multiprocessing
 import os
 import random
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Generator
 from contextlib import suppress
 from dataclasses import dataclass
 from math import ceil
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import pytest
+from prefect.context import refresh_global_settings_context
 from prefect.settings import PREFECT_API_URL
 from prefect.testing.utilities import prefect_test_harness
 from typer.testing import CliRunner
 
-from flows.cli import app
+from flows.cli import app, main
 from storage.artifacts import ArtifactRef, artifact_digest, committed_keys, verify
 from storage.catalog import query
 from storage.commit import STAGING
@@ -31,9 +33,9 @@ from storage.tables import read_artifact
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200)]
 
-ROOT = Path(__file__).parents[2]
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["flows.debias", "prefect.testing.utilities", "pytest", "typer.testing"])
 RUN = "r"
-POPALIGN = [sys.executable, "-c", "from flows.cli import main; main()"]
 SETTINGS = {
     "device": "cpu",
     "expansion.axes": "perceived_gender",
@@ -65,37 +67,39 @@ COMPARED = [table for table in TABLES if table not in OWN_TO_A_RUN]
 log = logging.getLogger(__name__)
 
 
-def start(output: Path, *arguments: str, **environment: str) -> subprocess.Popen[bytes]:
-    """In a session of its own: Prefect's temporary server, which outlives a killed parent, can be ended with it."""
+def command_line(output: Path, arguments: list[str], environment: dict[str, str]) -> None:
+    """What a terminal starts, in a fresh process that has the libraries already: they take longer than a tiny run.
+
+    In a session of its own: Prefect's temporary server, which outlives a killed parent, can be ended with it.
+    """
+    os.setsid()
     with output.open("ab") as stream:
-        return subprocess.Popen(
-            [*POPALIGN, *arguments],
-            cwd=ROOT,
-            env=os.environ | environment,
-            stdin=subprocess.DEVNULL,
-            stdout=stream,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+        os.dup2(stream.fileno(), sys.stdout.fileno())
+        os.dup2(stream.fileno(), sys.stderr.fileno())
+    os.environ.update(environment)
+    refresh_global_settings_context()
+    sys.argv = ["popalign", *arguments]
+    main()
 
 
-def start_run(root: Path, **environment: str) -> subprocess.Popen[bytes]:
+def start_run(root: Path, **environment: str) -> ForkServerProcess:
     settings = [part for name, value in SETTINGS.items() for part in ("--set", f"{name}={value}")]
-    arguments = ("run", "emoji", "--run-id", RUN, "--workspace", str(root), *settings)
-    return start(output_of(root), *arguments, **environment)
+    arguments = ["run", "emoji", "--run-id", RUN, "--workspace", str(root), *settings]
+    process = PROCESSES.Process(target=command_line, args=(output_of(root), arguments, environment))
+    process.start()
+    return process
 
 
 def output_of(root: Path) -> Path:
     return root.with_suffix(".txt")
 
 
-def exit_code(process: subprocess.Popen[bytes]) -> int:
-    try:
-        return process.wait(PROCESS_SECONDS)
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+def exit_code(process: ForkServerProcess) -> int | None:
+    process.join(PROCESS_SECONDS)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid or 0, signal.SIGKILL)
+    process.join()
+    return process.exitcode
 
 
 def references(root: Path) -> list[ArtifactRef]:
@@ -194,10 +198,10 @@ def test_killed_at_named_points_it_ends_with_the_same_artifacts(
     assert_it_ends_like(root, undisturbed, len(POINTS) + 1)
 
 
-def kill_later(process: subprocess.Popen[bytes], root: Path, seconds: float, committed: int) -> None:
+def kill_later(process: ForkServerProcess, root: Path, seconds: float, committed: int) -> None:
     """After that time or, where the machine got faster, once so many artifacts are there."""
     deadline = time.monotonic() + seconds
-    while process.poll() is None and time.monotonic() < deadline and commits(root) < committed:
+    while process.is_alive() and time.monotonic() < deadline and commits(root) < committed:
         time.sleep(0.02)
     process.kill()
 
