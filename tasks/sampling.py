@@ -22,7 +22,8 @@ from tasks.progress import progress_of
 from tasks.run import loaded_model, model_source, read_prompts, reference, sampling_settings, timed
 
 
-def _requests(workspace: str, run_id: str, config: RunConfig, model_id: str, purpose: str) -> list[ImageRequest]:
+def planned_requests(workspace: str, run_id: str, config: RunConfig, model_id: str, purpose: str) -> list[ImageRequest]:
+    """What a purpose ("evaluation", "round-2", "counterfactual-2", ...) draws, in the order that shards cut."""
     name, _, round_index = purpose.partition("-")
     prompts = read_prompts(workspace, run_id)
     if name == "counterfactual":
@@ -53,7 +54,7 @@ def _counterfactual_requests(planned: ArtifactRef, prompts: Sequence[Prompt], ru
 
 def plan_shards(workspace: str, run_id: str, config: RunConfig, model_id: str, purpose: str) -> list[ArtifactRef]:
     """References of all shards of a purpose ("evaluation", "round-2", ...), committed or not."""
-    count = ceil(len(_requests(workspace, run_id, config, model_id, purpose)) / config.sampling.shard_size)
+    count = ceil(len(planned_requests(workspace, run_id, config, model_id, purpose)) / config.sampling.shard_size)
     return [reference(workspace, run_id, "samples", f"{model_id}.{purpose}.{shard:05d}") for shard in range(count)]
 
 
@@ -63,7 +64,7 @@ def images_missing(shards: Sequence[ArtifactRef], config: RunConfig) -> int:
         return 0
     first = shards[0]
     model_id, purpose, _ = first.key.rsplit(".", 2)
-    total = len(_requests(first.workspace, first.run_id, config, model_id, purpose))
+    total = len(planned_requests(first.workspace, first.run_id, config, model_id, purpose))
     size = config.sampling.shard_size
     sizes = [min(size, total - number * size) for number in range(len(shards))]
     return sum(count for count, shard in zip(sizes, shards, strict=True) if not is_committed(shard))
@@ -81,7 +82,7 @@ def sample_shard(ref: ArtifactRef, config: RunConfig) -> ArtifactRef:
         return ref
     model_id, purpose, shard = ref.key.rsplit(".", 2)
     size = config.sampling.shard_size
-    requests = _requests(ref.workspace, ref.run_id, config, model_id, purpose)
+    requests = planned_requests(ref.workspace, ref.run_id, config, model_id, purpose)
     requests = requests[int(shard) * size : (int(shard) + 1) * size]
     source = model_source(ref.workspace, ref.run_id, config, model_id)
     model = loaded_model(source, config.device, config.sampling.dtype)
