@@ -4,8 +4,10 @@
     runs/<run>/.staging/<table>.<key>~<random>/    being written: `files`, and a lock that the writer holds
     runs/<run>/.staging/lock                       held while a writer starts, and from its rename to its manifest
 
-What a crash leaves has no manifest, or lies in `.staging` and nobody locks it: no reader takes it for data, and the
-next writer of the run, or of the same reference, removes it.
+What a crash leaves has no manifest, or lies in `.staging` and nobody locks it: no reader takes it for data. The
+next writer of the run removes such drafts, the next one of the same reference its half commit. A run that starts or
+goes on removes all of it (`storage.leftovers`): the reference of a half commit may never be written again, like the
+timing of a piece of work that is committed already.
 """
 
 import os
@@ -75,7 +77,9 @@ def _start(ref: ArtifactRef) -> tuple[Path, TextIO]:
     make_folder(ref.folder.parent)
     make_folder(_staging(ref))
     with exclusive(_staging(ref) / "lock"):
-        _remove_leftovers(ref)
+        remove_abandoned_drafts(_staging(ref))
+        if ref.folder.is_dir() and not is_committed(ref):
+            shutil.rmtree(ref.folder)
         draft = Path(tempfile.mkdtemp(prefix=f"{ref.table}.{ref.key}~", dir=_staging(ref)))
         lock = (draft / "lock").open("w")
         try_lock(lock)
@@ -83,9 +87,12 @@ def _start(ref: ArtifactRef) -> tuple[Path, TextIO]:
     return draft, lock
 
 
-def _remove_leftovers(ref: ArtifactRef) -> None:
-    """Removes the run's abandoned drafts, not what another writer is at; and this reference's half commit."""
-    for draft in _staging(ref).glob("*~*"):
+def remove_abandoned_drafts(staging: Path) -> None:
+    """Removes a run's drafts that nobody locks.
+
+    The caller holds `.staging/lock`, under which a draft is made and locked.
+    """
+    for draft in staging.glob("*~*"):
         try:
             with (draft / "lock").open() as lock:
                 abandoned = try_lock(lock)
@@ -93,8 +100,6 @@ def _remove_leftovers(ref: ArtifactRef) -> None:
             abandoned = True
         if abandoned:
             shutil.rmtree(draft, ignore_errors=True)
-    if ref.folder.is_dir() and not is_committed(ref):
-        shutil.rmtree(ref.folder)
 
 
 def _commit(ref: ArtifactRef, files: Path, facts: dict[str, Any], inputs: dict[str, str]) -> None:

@@ -20,6 +20,7 @@ from storage.artifacts import ArtifactRef, is_committed
 from storage.commit import staged_artifact
 from storage.errors import NotCommitted
 from storage.layout import Workspace
+from storage.leftovers import remove_leftovers
 from storage.tables import read_rows, write_rows
 
 BASE = "base"
@@ -42,10 +43,13 @@ def reference(workspace: str, run_id: str, table: str, key: str) -> ArtifactRef:
 
 
 def record_run(workspace: str, run_id: str, preset: str, config: RunConfig) -> ArtifactRef:
-    """Commits what the run was asked for, and that it was started. An upgrade of a library is no other run.
+    """Removes what a crash left of the run, and commits what it was asked for and that it was started.
+
+    An upgrade of a library is no other run.
 
     Raises: ConflictingArtifact if the id names another configuration.
     """
+    remove_leftovers(Workspace.open(workspace), run_id)
     ref = reference(workspace, run_id, "runs", "config")
     with staged_artifact(ref) as folder:
         row = {"run_id": run_id, "preset": preset, "config_json": config.model_dump_json()}

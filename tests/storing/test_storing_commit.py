@@ -113,7 +113,7 @@ def test_a_folder_without_a_manifest_is_removed_by_the_next_writer(ref, workspac
     assert committed_keys(workspace, "night-1", "timings") == [ref]
     assert sorted(path.name for path in ref.folder.iterdir()) == ["manifest.json", "part"]
     assert [path.name for path in (workspace.run_folder("night-1") / STAGING).iterdir()] == ["lock"]
-    # The half commits of other references are not this writer's: they may be at their manifests.
+    # The half commits of other references are left to the next start of the run: no commit looks through all of it.
     assert all(neighbour.folder.is_dir() for neighbour in neighbours)
 
 

@@ -1,0 +1,34 @@
+"""What crashed writers of a run left, removed all at once when the run starts or goes on."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from storage.artifacts import MANIFEST
+from storage.commit import STAGING, remove_abandoned_drafts
+from storage.disk import disk_errors, make_folder
+from storage.layout import Workspace
+from storage.locks import exclusive
+from storage.schemas import FOLDER, TABLES
+
+
+def remove_leftovers(workspace: Workspace, run_id: str) -> None:
+    """Removes a run's abandoned drafts and its half commits; what writers are at, and what is no table's, stays.
+
+    Waits for a writer that is between its rename and its manifest. Raises: InvalidName, StorageFull.
+    """
+    run = workspace.run_folder(run_id)
+    with disk_errors(run):
+        make_folder(run / STAGING)
+        with exclusive(run / STAGING / "lock"):
+            remove_abandoned_drafts(run / STAGING)
+            for folder in _half_commits(run):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _half_commits(run: Path) -> Iterator[Path]:
+    """Folders where a table's artifacts lie, without a manifest."""
+    for table in TABLES.keys() - FOLDER.keys():
+        for folder in (run / table).glob("[!.]*"):
+            if folder.is_dir() and not folder.is_symlink() and not (folder / MANIFEST).is_file():
+                yield folder
