@@ -118,10 +118,13 @@ class AlignmentConfig(StageConfig):
     anchor_weight: Annotated[float, Field(title="Anchor", ge=0, description="Weight of the winners' own error.")] = (
         100.0
     )
-    named_share: Annotated[
-        Share,
-        Field(title="Named share", description="Share of pairs under the caption that names the winner."),
+    preserve_weight: Annotated[
+        float, Field(title="Preserve", ge=0, description="Weight of staying where the caption names the groups.")
     ] = 0.0
+    trainable: Annotated[
+        Literal["all", "conditioning"],
+        Field(title="Trainable part", description="All of the UNet, or only where the caption enters; without LoRA."),
+    ] = "all"
     lora_rank: Annotated[int, Field(title="LoRA rank", ge=0, description="0 = full fine-tuning of the UNet.")] = 0
     gradient_checkpointing: Annotated[
         bool, Field(title="Gradient checkpointing", description="Computes activations twice instead of keeping them.")
@@ -168,7 +171,7 @@ _EMOJI = RunConfig(
     sampling=SamplingConfig(scheduler="dpm++", steps=10, guidance_scale=3.0, batch_size=64, shard_size=256),
     images=ImageCounts(train_neutral=12, train_specific=0, validation=16, evaluation=40, trained=4, obedience=2),
     populations=PopulationsConfig(winners="counterfactual"),
-    alignment=AlignmentConfig(learning_rate=5e-5, named_share=0.2),
+    alignment=AlignmentConfig(learning_rate=5e-5),
 )
 _SDXL = RunConfig(
     model="stabilityai/stable-diffusion-xl-base-1.0",

@@ -35,7 +35,7 @@ def alignment_settings(config: AlignmentConfig, seed: int, round_index: int) -> 
     Without `redraw` all rounds are one training, which the later ones take further.
     """
     values = config.model_dump(
-        include={"objective", "pairs_per_step", "learning_rate", "beta", "anchor_weight", "named_share"}
+        include={"objective", "pairs_per_step", "learning_rate", "beta", "anchor_weight", "preserve_weight"}
     )
     first, rounds = (round_index, 1) if config.redraw else (1, round_index)
     return AlignmentSettings(
@@ -62,7 +62,7 @@ def align_round(preferences: ArtifactRef, config: RunConfig, parent_id: str, rou
     earlier = None if source.lora is None else Path(source.lora)
     model = load_sdxl(replace(source, lora=None), device=config.device, dtype=dtype)
     with timed(ref, "alignment", model.device.type) as facts:
-        data = alignment_data(preferences, model, named=config.alignment.named_share > 0)
+        data = alignment_data(preferences, model, named=config.alignment.preserve_weight > 0)
         settings = alignment_settings(config.alignment, config.seed, round_index)
         row = _model_row(ref, config, settings, nats_per_unit_error(noise_schedule(model), data.latent_elements))
         row |= {"parent_model_id": parent_id, "round": round_index}
@@ -70,6 +70,7 @@ def align_round(preferences: ArtifactRef, config: RunConfig, parent_id: str, rou
         policy = make_policy(
             model,
             lora_rank=config.alignment.lora_rank,
+            trainable=config.alignment.trainable,
             seed=settings.seed,
             earlier_lora=earlier,
             gradient_checkpointing=config.alignment.gradient_checkpointing,

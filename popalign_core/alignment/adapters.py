@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from popalign_core.alignment.denoiser import TrainableDenoiser
 from popalign_core.errors import InvalidInput
 
-TrainablePart = Literal["all", "cross_attention"]
+TrainablePart = Literal["all", "conditioning"]
+# Where the caption enters, in diffusers' naming: cross-attention, and the pooled embedding beside the timestep.
+_CONDITIONING = (".attn2.", ".add_embedding.")
 
 
 class Policy(Protocol):
@@ -98,12 +100,12 @@ def reference_mode(model: AdapterSwitch) -> Generator[None]:
 def select_trainable(denoiser: TrainableDenoiser, part: TrainablePart) -> int:
     """Make that part of the denoiser trainable and freeze the rest; returns the number of trainable elements.
 
-    "cross_attention": the layers through which the caption enters, `attn2` in diffusers' naming.
+    "conditioning": the layers through which the caption enters.
     Raises: InvalidInput if nothing is left to train.
     """
     elements = 0
     for name, parameter in denoiser.named_parameters():
-        chosen = part == "all" or ".attn2." in f".{name}."
+        chosen = part == "all" or any(layer in f".{name}." for layer in _CONDITIONING)
         parameter.requires_grad_(chosen)
         elements += parameter.numel() if chosen else 0
     if elements == 0:

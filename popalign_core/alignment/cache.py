@@ -25,6 +25,7 @@ class AlignmentData:
     the encoder's posterior, or None where latents are exact. prompt_embeddings: (captions, tokens, d); pooled:
     (captions, p); empty_*: the unconditional caption's, (tokens, d) and (p,). winner, loser: (pairs,) rows of
     latent_means; caption: (pairs,) rows of prompt_embeddings; weight: (pairs,) > 0; population: (pairs,) any integers.
+    winner_caption: (pairs,) rows of prompt_embeddings, the captions that name the winners' groups, or None.
     Raises: InvalidInput on construction.
     """
 
@@ -69,6 +70,7 @@ class AlignmentData:
 class PairBatch:
     """One process's share of a step. Winner and loser of a pair share noise, timestep and caption.
 
+    named_embeddings, named_pooled: of the captions that name the winners' groups, where they are wanted.
     global_pairs: pairs of the step over all processes. The other shapes: see `AlignmentData` and `PairLabels`.
     """
 
@@ -81,6 +83,8 @@ class PairBatch:
     labels: PairLabels
     pairs: Tensor
     global_pairs: int
+    named_embeddings: Tensor | None = None
+    named_pooled: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -122,7 +126,8 @@ def draw_batch(
     dropped = torch.rand(len(pairs), generator=generator) < settings.caption_dropout
     posterior = torch.randn((2, *shape), generator=generator) if data.latent_deviations is not None else None
 
-    captions, keep = _captions(data, settings, pairs, generator), ~dropped
+    captions, keep = data.caption[pairs], ~dropped
+    named = _named_captions(data, settings, pairs[mine])
     embeddings = torch.where(keep[:, None, None], data.prompt_embeddings[captions], data.empty_prompt_embedding)
     pooled = torch.where(keep[:, None], data.pooled[captions], data.empty_pooled)
     return PairBatch(
@@ -135,17 +140,18 @@ def draw_batch(
         labels=PairLabels(data.weight[pairs][mine].float().to(device), data.population[pairs][mine].to(device)),
         pairs=pairs[mine],
         global_pairs=len(pairs),
+        named_embeddings=None if named is None else data.prompt_embeddings[named].float().to(device),
+        named_pooled=None if named is None else data.pooled[named].float().to(device),
     )
 
 
-def _captions(data: AlignmentData, settings: AlignmentSettings, pairs: Tensor, generator: torch.Generator) -> Tensor:
-    """The neutral caption of every pair; for a share of them the one that names the winner's groups."""
-    if not settings.named_share:
-        return data.caption[pairs]
+def _named_captions(data: AlignmentData, settings: AlignmentSettings, pairs: Tensor) -> Tensor | None:
+    """Rows of the captions that name the winners' groups, where the settings want them."""
+    if not settings.preserve_weight:
+        return None
     if data.winner_caption is None:
-        raise InvalidInput("alignment.named_share needs the winners' own captions, which these data do not have.")
-    named = torch.rand(len(pairs), generator=generator) < settings.named_share
-    return torch.where(named, data.winner_caption[pairs], data.caption[pairs])
+        raise InvalidInput("alignment.preserve_weight needs the winners' own captions, which these data do not have.")
+    return data.winner_caption[pairs]
 
 
 def order_pairs(data: AlignmentData, settings: AlignmentSettings, step: int) -> tuple[Tensor, Tensor]:

@@ -24,12 +24,17 @@ from popalign_core.alignment.settings import Objective
 
 @dataclass(frozen=True, eq=False)
 class DenoisingErrors:
-    """Mean squared denoising errors of a batch of pairs, each of shape (pairs,); the reference's carry no gradient."""
+    """Mean squared denoising errors of a batch of pairs, each of shape (pairs,); the reference's carry no gradient.
+
+    named_drift: (pairs,), mean squared distance between the predictions of policy and reference for the winners under
+    the captions that name their groups; None where it was not asked for.
+    """
 
     policy_winner: Tensor
     policy_loser: Tensor
     reference_winner: Tensor
     reference_loser: Tensor
+    named_drift: Tensor | None = None
 
     def log_ratios(self) -> tuple[Tensor, Tensor]:
         """The g of the winners and that of the losers, each (pairs,), in units of mean squared error."""

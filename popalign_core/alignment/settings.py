@@ -18,10 +18,11 @@ class AlignmentSettings:
     steps: optimizer steps in all. pairs_per_step: over all processes together (for "popalign_exact": as many whole
     populations as fit, at least one). warmup_steps: linear warm-up. beta: on the scale of the mean squared error per
     latent element, as in the paper's code; see `objective.natural_beta`. anchor_weight: weight of the mean winner
-    error added to the loss. caption_dropout: share of pairs trained under the empty caption; named_share: under the
-    caption that names the winner's groups, which keeps such captions obeyed. max_gradient_norm,
-    ema_decay: None switches them off. winner_preserving: shrink the push away from a loser so that the winner's error
-    does not rise to first order. timestep_range: first (included) and last (excluded) timestep, None for all.
+    error added to the loss. preserve_weight: weight of the squared distance between the predictions of policy and
+    reference for winners under the captions that name their groups, which keeps such captions obeyed.
+    caption_dropout: share of pairs trained under the empty caption. max_gradient_norm, ema_decay: None switches them
+    off. winner_preserving: shrink the push away from a loser so that the winner's error does not rise to first order.
+    timestep_range: first (included) and last (excluded) timestep, None for all.
 
     Raises: UnknownName, InvalidInput.
     """
@@ -33,8 +34,8 @@ class AlignmentSettings:
     warmup_steps: int = 0
     beta: float = 500.0
     anchor_weight: float = 0.0
+    preserve_weight: float = 0.0
     caption_dropout: float = 0.1
-    named_share: float = 0.0
     max_gradient_norm: float | None = 1.0
     weight_decay: float = 0.01
     ema_decay: float | None = None
@@ -55,9 +56,9 @@ class AlignmentSettings:
         _require_positive("max_gradient_norm", 1 if self.max_gradient_norm is None else self.max_gradient_norm)
         _require_within("warmup_steps", self.warmup_steps, 0, math.inf)
         _require_within("anchor_weight", self.anchor_weight, 0, math.inf)
+        _require_within("preserve_weight", self.preserve_weight, 0, math.inf)
         _require_within("weight_decay", self.weight_decay, 0, math.inf)
         _require_within("caption_dropout", self.caption_dropout, 0, 1)
-        _require_within("named_share", self.named_share, 0, 1)
         _require_within("ema_decay", 0 if self.ema_decay is None else self.ema_decay, 0, 1)
 
     def learning_rate_at(self, step: int) -> float:

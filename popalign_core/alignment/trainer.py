@@ -27,9 +27,10 @@ if TYPE_CHECKING:
 class StepRecord:
     """What one step did, over all processes.
 
-    step: finished steps, from 1. loss: with the anchor. implicit_accuracy: share of pairs whose winner gained more on
-    the reference than its loser. winner_margin, loser_margin: mean g, in units of mean squared error (see
-    `objective`). gradient_norm: before clipping. seconds: wall time, drawing the batch included.
+    step: finished steps, from 1. loss: with the anchor and with what preserves named captions. implicit_accuracy:
+    share of pairs whose winner gained more on the reference than its loser. winner_margin, loser_margin: mean g, in
+    units of mean squared error (see `objective`). gradient_norm: before clipping. seconds: wall time, drawing the
+    batch included.
     """
 
     step: int
@@ -111,21 +112,36 @@ def _advance(state: TrainingState, data: AlignmentData, processes: Processes) ->
 
 
 def measure_errors(policy: Policy, batch: PairBatch) -> tuple[DenoisingErrors, Residuals]:
-    """Errors of policy and reference on winners and losers, in one forward pass each; and the policy's residuals."""
-    schedule = policy.denoiser.schedule
-    clean = torch.cat([batch.winner_latents, batch.loser_latents])
-    noise, timesteps = torch.cat([batch.noise] * 2), torch.cat([batch.timesteps] * 2)
-    noisy, target = schedule.add_noise(clean, noise, timesteps), schedule.target(clean, noise, timesteps)
-    conditions = torch.cat([batch.prompt_embeddings] * 2), torch.cat([batch.pooled] * 2)
+    """Errors of policy and reference on winners and losers, in one forward pass each; and the policy's residuals.
+
+    Where the batch has named captions the winners go through once more under them, for `named_drift`.
+    """
+    schedule, pairs = policy.denoiser.schedule, len(batch.winner_latents)
+    clean, embeddings, pooled = (
+        [batch.winner_latents, batch.loser_latents],
+        [batch.prompt_embeddings] * 2,
+        [batch.pooled] * 2,
+    )
+    if batch.named_embeddings is not None and batch.named_pooled is not None:
+        clean.append(batch.winner_latents)
+        embeddings.append(batch.named_embeddings)
+        pooled.append(batch.named_pooled)
+    latents, conditions = torch.cat(clean), (torch.cat(embeddings), torch.cat(pooled))
+    noise, timesteps = torch.cat([batch.noise] * len(clean)), torch.cat([batch.timesteps] * len(clean))
+    noisy, target = schedule.add_noise(latents, noise, timesteps), schedule.target(latents, noise, timesteps)
 
     # The reference first: switching adapters off marks them as not trainable, which must not happen to a live graph.
     with policy.reference() as reference, torch.no_grad():
         reference_residuals = reference(noisy, timesteps, *conditions).float() - target
     residuals = policy.denoiser(noisy, timesteps, *conditions).float() - target
-    winner, loser = residuals.square().flatten(1).mean(dim=1).chunk(2)
-    reference_winner, reference_loser = reference_residuals.square().flatten(1).mean(dim=1).chunk(2)
-    halves = residuals.detach().chunk(2)
-    return DenoisingErrors(winner, loser, reference_winner, reference_loser), Residuals(halves[0], halves[1])
+    errors = residuals.square().flatten(1).mean(dim=1).split(pairs)
+    reference_errors = reference_residuals.square().flatten(1).mean(dim=1).split(pairs)
+    drift = None
+    if len(clean) == 3:
+        # One target on both sides: the residuals' difference is that of the predictions.
+        drift = (residuals - reference_residuals)[2 * pairs :].square().flatten(1).mean(dim=1)
+    winner, loser = residuals.detach()[: 2 * pairs].chunk(2)
+    return DenoisingErrors(*errors[:2], *reference_errors[:2], drift), Residuals(winner, loser)
 
 
 def _weigh(
@@ -144,6 +160,9 @@ def _weigh(
     surrogate = loss
     if settings.winner_preserving:
         surrogate, _ = preserve_winners(loss, errors, residuals.winner, residuals.loser)
+    if errors.named_drift is not None:
+        preserved = settings.preserve_weight * errors.named_drift.mean()
+        loss, surrogate = loss + preserved, surrogate + preserved
     # Shares may differ in size; the mean over processes must still be the mean over pairs.
     return loss, surrogate * (pairs * processes.share.processes / batch.global_pairs)
 

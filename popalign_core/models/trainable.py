@@ -7,7 +7,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
-from popalign_core.alignment.adapters import FullPolicy, LoraPolicy, Policy
+from popalign_core.alignment.adapters import FullPolicy, LoraPolicy, Policy, TrainablePart
 from popalign_core.alignment.denoiser import NoiseSchedule
 from popalign_core.models.lora import LoraTargets, add_lora, load_lora, save_lora
 from popalign_core.models.sdxl import SdxlModel
@@ -47,12 +47,13 @@ def make_policy(
     model: SdxlModel,
     *,
     lora_rank: int,
+    trainable: TrainablePart = "all",
     lora_targets: LoraTargets = "attention",
     seed: int,
     earlier_lora: Path | None = None,
     gradient_checkpointing: bool = False,
 ) -> Policy:
-    """A policy over a loaded model's UNet: full fine-tuning in float32 (rank 0) or a LoRA adapter.
+    """A policy over a loaded model's UNet: fine-tuning in float32 (rank 0) of that part, or a LoRA adapter.
 
     earlier_lora: folder of the adapter of the round before; training goes on from it and compares with it. The model
     must then have been loaded without an adapter.
@@ -65,7 +66,7 @@ def make_policy(
     if lora_rank == 0:
         # Master weights in float32: at these learning rates an update is lost in bfloat16.
         unet.to(torch.float32)
-        return FullPolicy(denoiser)
+        return FullPolicy(denoiser, trainable)
     if earlier_lora is not None:
         load_lora(unet, earlier_lora)
         return LoraPolicy(denoiser, unet, reference_at="start")

@@ -106,7 +106,7 @@ def full_policy() -> tuple[FullPolicy, UNetDenoiser]:
 
 def attention_policy() -> tuple[FullPolicy, UNetDenoiser]:
     denoiser = UNetDenoiser(tiny_unet())
-    return FullPolicy(denoiser, trainable="cross_attention"), denoiser
+    return FullPolicy(denoiser, trainable="conditioning"), denoiser
 
 
 POLICIES: list[Callable[[], tuple[LoraPolicy | FullPolicy, UNetDenoiser]]] = [
@@ -204,13 +204,26 @@ def test_a_further_round_compares_with_its_own_start(data: AlignmentData, tmp_pa
 
 def test_parts_of_a_unet_are_selected_by_their_role() -> None:
     denoiser = UNetDenoiser(tiny_unet())
-    attention = select_trainable(denoiser, "cross_attention")
+    attention = select_trainable(denoiser, "conditioning")
     names = list(trainable_parameters(denoiser))
     assert names
-    assert all(".attn2." in name for name in names)
+    assert all(".attn2." in name or ".add_embedding." in name for name in names)
+    assert any(".attn2." in name for name in names)
     everything = select_trainable(denoiser, "all")
     assert everything == sum(parameter.numel() for parameter in denoiser.parameters())
-    assert 0 < attention < everything / 4
+    assert 0 < attention < everything / 2
+
+
+def test_preserving_holds_predictions_under_named_captions(data: AlignmentData) -> None:
+    data = replace(data, caption=torch.zeros(8, dtype=torch.int64), winner_caption=torch.full((8,), 2))
+    named = data.latent_means[:8], torch.full((8,), 25), data.prompt_embeddings[[2] * 8], data.pooled[[2] * 8]
+    moved: list[float] = []
+    for weight in (0.0, 1000.0):
+        policy, denoiser = full_policy()
+        list(train(policy, data, replace(SETTINGS, steps=20, preserve_weight=weight)))
+        with torch.no_grad(), policy.reference() as reference:
+            moved.append((denoiser(*named) - reference(*named)).square().mean().item())
+    assert 0 < moved[1] < moved[0] / 3
 
 
 @pytest.mark.parametrize("targets", list(TARGET_MODULES))

@@ -197,6 +197,7 @@ def test_impossible_data_is_refused(change: dict[str, np.ndarray], message: str)
         {"max_gradient_norm": 0.0},
         {"warmup_steps": -1},
         {"anchor_weight": math.inf},
+        {"preserve_weight": -1.0},
     ],
 )
 def test_impossible_settings_are_refused_by_name(change: dict[str, float]) -> None:
@@ -286,9 +287,23 @@ def test_anchor_and_safeguard_change_the_path() -> None:
     assert len(set(shares)) == 3
 
 
-def test_cross_attention_alone_needs_such_layers() -> None:
-    with pytest.raises(InvalidInput, match="cross_attention"):
-        FullPolicy(TwoGroupDenoiser(0.9), trainable="cross_attention")
+def test_named_captions_are_preserved_only_where_they_are_known() -> None:
+    settings = replace(SETTINGS, preserve_weight=10.0)
+    with pytest.raises(InvalidInput, match=r"alignment\.preserve_weight needs"):
+        next(train(FullPolicy(TwoGroupDenoiser(0.9)), data_of(), settings))
+    data = data_of(winner_caption=np.zeros(40, np.int64))
+    plain, preserved = (
+        list(train(FullPolicy(TwoGroupDenoiser(0.9)), data, replace(settings, preserve_weight=weight)))
+        for weight in (0.0, 10.0)
+    )
+    # Nothing has moved before the first update, so there is nothing to preserve yet.
+    assert preserved[0].loss == pytest.approx(plain[0].loss, rel=1e-6)
+    assert preserved[-1].loss != plain[-1].loss
+
+
+def test_the_conditioning_alone_needs_such_layers() -> None:
+    with pytest.raises(InvalidInput, match="conditioning"):
+        FullPolicy(TwoGroupDenoiser(0.9), trainable="conditioning")
 
 
 @pytest.mark.parametrize("value", [math.inf, math.nan])

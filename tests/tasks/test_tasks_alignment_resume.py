@@ -27,7 +27,7 @@ STEPS = 4
 
 
 def configuration(**alignment_settings: object) -> RunConfig:
-    settings = {"steps": STEPS, "pairs_per_step": 2, "checkpoint_steps": 2, "named_share": 0, **alignment_settings}
+    settings = {"steps": STEPS, "pairs_per_step": 2, "checkpoint_steps": 2, "preserve_weight": 0, **alignment_settings}
     return with_settings(preset("emoji"), {f"alignment.{name}": str(value) for name, value in settings.items()})
 
 
