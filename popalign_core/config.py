@@ -112,6 +112,9 @@ class AlignmentConfig(StageConfig):
     steps: Annotated[PositiveInt, Field(title="Steps a round")] = 25
     pairs_per_step: Annotated[PositiveInt, Field(title="Pairs a step")] = 32
     learning_rate: Annotated[float, Field(title="Learning rate", gt=0)] = 4e-5
+    learning_rate_schedule: Annotated[
+        Literal["constant", "cosine"], Field(title="Schedule", description="Cosine: to 0 within every round.")
+    ] = "constant"
     beta: Annotated[
         float, Field(title="Beta", gt=0, description="On mean squared error a latent element; logged in natural units.")
     ] = 500.0
@@ -132,6 +135,12 @@ class AlignmentConfig(StageConfig):
     checkpoint_steps: Annotated[
         PositiveInt, Field(title="Steps to a checkpoint", description="What a crash in the middle of a round can cost.")
     ] = 50
+
+    @model_validator(mode="after")
+    def _one_schedule_a_training(self) -> "AlignmentConfig":
+        if self.learning_rate_schedule == "cosine" and not self.redraw and self.rounds > 1:
+            raise ValueError("learning_rate_schedule cosine ends with a round, and without redraw training goes on")
+        return self
 
 
 class AssessmentConfig(StageConfig):

@@ -34,9 +34,8 @@ def alignment_settings(config: AlignmentConfig, seed: int, round_index: int) -> 
 
     Without `redraw` all rounds are one training, which the later ones take further.
     """
-    values = config.model_dump(
-        include={"objective", "pairs_per_step", "learning_rate", "beta", "anchor_weight", "preserve_weight"}
-    )
+    names = "objective pairs_per_step learning_rate learning_rate_schedule beta anchor_weight preserve_weight"
+    values = config.model_dump(include=set(names.split()))
     first, rounds = (round_index, 1) if config.redraw else (1, round_index)
     return AlignmentSettings(
         **values,
