@@ -113,8 +113,11 @@ class AlignmentConfig(StageConfig):
     pairs_per_step: Annotated[PositiveInt, Field(title="Pairs a step")] = 32
     learning_rate: Annotated[float, Field(title="Learning rate", gt=0)] = 4e-5
     learning_rate_schedule: Annotated[
-        Literal["constant", "cosine"], Field(title="Schedule", description="Cosine: to 0 within every round.")
+        Literal["constant", "cosine"], Field(title="Schedule", description="Cosine: to 0 within every training.")
     ] = "constant"
+    round_decay: Annotated[
+        float, Field(title="Decay", gt=0, le=1, description="Learning rate of a round by that of the one before.")
+    ] = 1.0
     beta: Annotated[
         float, Field(title="Beta", gt=0, description="On mean squared error a latent element; logged in natural units.")
     ] = 500.0
@@ -124,6 +127,9 @@ class AlignmentConfig(StageConfig):
     preserve_weight: Annotated[
         float, Field(title="Preserve", ge=0, description="Weight of staying where the caption names the groups.")
     ] = 0.0
+    first_timestep: Annotated[
+        int, Field(title="First timestep", ge=0, description="Less noise than this is not trained on; 0 = all.")
+    ] = 0
     trainable: Annotated[
         Literal["all", "conditioning"],
         Field(title="Trainable part", description="All of the UNet, or only where the caption enters; without LoRA."),
@@ -135,12 +141,6 @@ class AlignmentConfig(StageConfig):
     checkpoint_steps: Annotated[
         PositiveInt, Field(title="Steps to a checkpoint", description="What a crash in the middle of a round can cost.")
     ] = 50
-
-    @model_validator(mode="after")
-    def _one_schedule_a_training(self) -> "AlignmentConfig":
-        if self.learning_rate_schedule == "cosine" and not self.redraw and self.rounds > 1:
-            raise ValueError("learning_rate_schedule cosine ends with a round, and without redraw training goes on")
-        return self
 
 
 class AssessmentConfig(StageConfig):
@@ -180,7 +180,16 @@ _EMOJI = RunConfig(
     sampling=SamplingConfig(scheduler="dpm++", steps=10, guidance_scale=3.0, batch_size=64, shard_size=256),
     images=ImageCounts(train_neutral=12, train_specific=0, validation=16, evaluation=40, trained=4, obedience=2),
     populations=PopulationsConfig(winners="counterfactual"),
-    alignment=AlignmentConfig(learning_rate=5e-5),
+    alignment=AlignmentConfig(
+        steps=30,
+        learning_rate=3e-3,
+        learning_rate_schedule="cosine",
+        round_decay=0.5,
+        first_timestep=350,
+        anchor_weight=0,
+        preserve_weight=5000,
+        trainable="conditioning",
+    ),
 )
 _SDXL = RunConfig(
     model="stabilityai/stable-diffusion-xl-base-1.0",

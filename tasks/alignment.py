@@ -34,12 +34,14 @@ def alignment_settings(config: AlignmentConfig, seed: int, round_index: int) -> 
 
     Without `redraw` all rounds are one training, which the later ones take further.
     """
-    names = "objective pairs_per_step learning_rate learning_rate_schedule beta anchor_weight preserve_weight"
+    names = "objective pairs_per_step learning_rate_schedule first_timestep beta anchor_weight preserve_weight"
     values = config.model_dump(include=set(names.split()))
     first, rounds = (round_index, 1) if config.redraw else (1, round_index)
     return AlignmentSettings(
         **values,
+        learning_rate=config.learning_rate * (config.round_decay ** (round_index - 1) if config.redraw else 1),
         steps=rounds * config.steps,
+        schedule_steps=config.steps if config.redraw else config.rounds * config.steps,
         seed=derive_seed(seed, "alignment", first),
         timestep_sampling="stratified",
     )

@@ -172,14 +172,14 @@ def order_pairs(data: AlignmentData, settings: AlignmentSettings, step: int) -> 
 
 
 def draw_timesteps(count: int, settings: AlignmentSettings, timesteps: int, generator: torch.Generator) -> Tensor:
-    """Timesteps (count,), each uniform over the allowed range.
+    """Timesteps (count,), each uniform from the first that is trained on.
 
     "stratified" puts exactly one into each of `count` equal parts of the range (in random order), which removes the
-    part of the gradient's variance that comes from uneven coverage. Raises: InvalidInput for an impossible range.
+    part of the gradient's variance that comes from uneven coverage. Raises: InvalidInput for an impossible first.
     """
-    low, high = settings.timestep_range or (0, timesteps)
-    if not 0 <= low < high <= timesteps:
-        raise InvalidInput(f"alignment.timestep_range is {low}..{high}, expected a part of 0..{timesteps}.")
+    low, high = settings.first_timestep, timesteps
+    if not 0 <= low < high:
+        raise InvalidInput(f"alignment.first_timestep is {low}, expected one of the {timesteps} timesteps, from 0.")
     draws = torch.rand(count, generator=generator, dtype=torch.float64)
     if settings.timestep_sampling == "stratified":
         draws = (torch.randperm(count, generator=generator) + draws) / count

@@ -100,8 +100,9 @@ def _restore_optimizer(state: TrainingState, tensors: dict[str, Tensor]) -> None
 
 def _require_same_settings(saved: dict[str, object], settings: AlignmentSettings, folder: Path) -> None:
     current = json.loads(json.dumps(asdict(settings)))
-    # A constant learning rate knows no end, so training may go on beyond what was first asked for.
-    free = {"steps"} if settings.learning_rate_schedule == "constant" else set[str]()
+    # Where the learning rate does not depend on the steps, training may go on beyond what was first asked for.
+    open_ended = settings.learning_rate_schedule == "constant" or settings.schedule_steps is not None
+    free = {"steps"} if open_ended else set[str]()
     for name in sorted((current.keys() | saved.keys()) - free):
         if current.get(name) != saved.get(name):
             raise InvalidInput(

@@ -22,7 +22,8 @@ class AlignmentSettings:
     reference for winners under the captions that name their groups, which keeps such captions obeyed.
     caption_dropout: share of pairs trained under the empty caption. max_gradient_norm, ema_decay: None switches them
     off. winner_preserving: shrink the push away from a loser so that the winner's error does not rise to first order.
-    timestep_range: first (included) and last (excluded) timestep, None for all.
+    schedule_steps: steps at which the learning rate schedule ends, None for `steps`. first_timestep: images with less
+    noise than at this one are not trained on.
 
     Raises: UnknownName, InvalidInput.
     """
@@ -41,8 +42,9 @@ class AlignmentSettings:
     ema_decay: float | None = None
     winner_preserving: bool = False
     learning_rate_schedule: LearningRateSchedule = "constant"
+    schedule_steps: int | None = None
     timestep_sampling: TimestepSampling = "uniform"
-    timestep_range: tuple[int, int] | None = None
+    first_timestep: int = 0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -67,7 +69,8 @@ class AlignmentSettings:
             return self.learning_rate * (step + 1) / self.warmup_steps
         if self.learning_rate_schedule == "constant":
             return self.learning_rate
-        progress = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
+        steps = self.steps if self.schedule_steps is None else self.schedule_steps
+        progress = (step - self.warmup_steps) / max(1, steps - self.warmup_steps)
         return self.learning_rate * (1 + math.cos(math.pi * min(1.0, progress))) / 2
 
 

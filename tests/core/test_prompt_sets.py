@@ -71,8 +71,8 @@ def test_emoji_splits_follow_the_stated_rule(name: str) -> None:
     assert {subject.text: subject.split for subject in prompt_sets.builtin(name)} == rule
 
 
-@pytest.mark.parametrize("split", SPLITS)
-def test_every_emoji_split_has_roles_skewed_either_way_and_even_ones(split: str) -> None:
+@pytest.mark.parametrize("split", ["train", "eval"])
+def test_both_large_emoji_splits_have_roles_skewed_either_way_and_even_ones(split: str) -> None:
     roles: dict[str, Role] = {role.wording: role for name in EMOJI for role in EMOJI[name]}
     shares = [roles[text].men_share for name in EMOJI for text in split_of(name, split)]
     assert min(shares) <= 0.3

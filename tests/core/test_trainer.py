@@ -130,17 +130,17 @@ def test_exact_objective_draws_whole_populations() -> None:
 
 
 def test_stratified_timesteps_cover_the_range_evenly() -> None:
-    settings = replace(SETTINGS, timestep_sampling="stratified", timestep_range=(20, 84))
+    settings = replace(SETTINGS, timestep_sampling="stratified", first_timestep=20)
     generator = torch.Generator().manual_seed(0)
     for _ in range(5):
-        steps = draw_timesteps(32, settings, 100, generator)
+        steps = draw_timesteps(32, settings, 84, generator)
         assert sorted(((steps - 20) // 2).tolist()) == list(range(32))
-    uniform = draw_timesteps(4000, replace(SETTINGS, timestep_range=(20, 84)), 100, generator)
+    uniform = draw_timesteps(4000, replace(SETTINGS, first_timestep=20), 84, generator)
     assert (int(uniform.min()), int(uniform.max())) == (20, 83)
     # Standard deviation of the mean: 64 / sqrt(12 * 4000) = 0.29; four of them, false alarm 6e-5.
     assert uniform.float().mean().item() == pytest.approx(51.5, abs=1.2)
-    with pytest.raises(InvalidInput, match="timestep_range"):
-        draw_timesteps(4, replace(SETTINGS, timestep_range=(50, 101)), 100, generator)
+    with pytest.raises(InvalidInput, match="first_timestep"):
+        draw_timesteps(4, replace(SETTINGS, first_timestep=100), 100, generator)
 
 
 def test_dropped_captions_are_the_empty_one() -> None:
@@ -216,6 +216,7 @@ def test_learning_rate_warms_up_and_decays() -> None:
     assert rates[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
     assert rates[9] == pytest.approx(0.5)
     assert rates[14] == pytest.approx(0)
+    assert replace(settings, steps=9, schedule_steps=14).learning_rate_at(9) == pytest.approx(0.5)
     assert replace(settings, learning_rate_schedule="constant").learning_rate_at(13) == 1.0
 
 

@@ -102,7 +102,7 @@ def test_a_loss_that_is_no_number_commits_nothing_and_names_its_step(tmp_path: P
 
 def test_without_redraw_rounds_are_parts_of_one_training(tmp_path: Path, undisturbed: ArtifactRef) -> None:
     preferences = commit_preferences(tmp_path)
-    config = configuration(redraw="false", steps=STEPS // 2)
+    config = configuration(redraw="false", steps=STEPS // 2, rounds=2)
     parts = [aligned(preferences, config, round_index) for round_index in (1, 2)]
     steps = [[row["step"] for row in read_artifact(part, "training_steps")] for part in parts]
     assert steps == [[1, 2], [3, 4]]

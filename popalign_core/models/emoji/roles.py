@@ -1,8 +1,9 @@
 """The people that the emoji model can draw, and the skew that its training data carries on purpose.
 
 Shares of men for occupations are rounded to 5 points from published United States statistics (the model card names
-table and year per row). Activities have no such statistic: their shares are stated by this project and say nothing
-about the world. Skin tones follow one stated skewed distribution everywhere.
+table and year per row). Activities have no such statistic: they share one default, stated by this project, that says
+nothing about the world. Skin tones follow one stated skewed distribution everywhere. So the skew has both forms that
+deployed models show: a default that all neutral captions fall back on, and a lean of its own for every occupation.
 """
 
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ VENDORS = ("noto", "twemoji", "fluent")
 GENDERS = ("man", "woman")
 TONES = ("light", "medium-light", "medium", "medium-dark", "dark")
 TONE_SHARES = (0.55, 0.20, 0.12, 0.08, 0.05)
+ACTIVITY_MEN_SHARE = 0.85
 
 
 @dataclass(frozen=True)
@@ -28,14 +30,6 @@ def _occupations(**men_share: float) -> list[Role]:
     keys = [name.replace("_", "-") for name in men_share]
     return [
         Role(key, key.replace("-", " "), "occupation", share)
-        for key, share in zip(keys, men_share.values(), strict=True)
-    ]
-
-
-def _activities(**men_share: float) -> list[Role]:
-    keys = [name.replace("_", "-") for name in men_share]
-    return [
-        Role(key, "person " + key.replace("-", " "), "activity", share)
         for key, share in zip(keys, men_share.values(), strict=True)
     ]
 
@@ -63,26 +57,14 @@ OCCUPATIONS = _occupations(
     technologist=0.80,
 )
 
-ACTIVITIES = _activities(
-    bowing=0.75,
-    facepalming=0.75,
-    feeding_baby=0.15,
-    frowning=0.70,
-    gesturing_no=0.80,
-    gesturing_ok=0.75,
-    getting_haircut=0.35,
-    getting_massage=0.25,
-    in_lotus_position=0.25,
-    in_steamy_room=0.70,
-    in_tuxedo=0.90,
-    juggling=0.80,
-    lifting_weights=0.85,
-    pouting=0.25,
-    raising_hand=0.70,
-    shrugging=0.75,
-    tipping_hand=0.30,
-    wearing_turban=0.90,
-)
+ACTIVITIES = [
+    Role(key, "person " + key.replace("-", " "), "activity", ACTIVITY_MEN_SHARE)
+    for key in (
+        "bowing facepalming feeding-baby frowning gesturing-no gesturing-ok getting-haircut getting-massage "
+        "in-lotus-position in-steamy-room in-tuxedo juggling lifting-weights pouting raising-hand shrugging "
+        "tipping-hand wearing-turban"
+    ).split()
+]
 
 ROLES = (*OCCUPATIONS, *ACTIVITIES)
 
