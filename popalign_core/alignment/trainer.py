@@ -134,14 +134,14 @@ def measure_errors(policy: Policy, batch: PairBatch) -> tuple[DenoisingErrors, R
     with policy.reference() as reference, torch.no_grad():
         reference_residuals = reference(noisy, timesteps, *conditions).float() - target
     residuals = policy.denoiser(noisy, timesteps, *conditions).float() - target
-    errors = residuals.square().flatten(1).mean(dim=1).split(pairs)
-    reference_errors = reference_residuals.square().flatten(1).mean(dim=1).split(pairs)
+    errors, reference_errors = (each.square().flatten(1).mean(dim=1) for each in (residuals, reference_residuals))
     drift = None
     if len(clean) == 3:
         # One target on both sides: the residuals' difference is that of the predictions.
         drift = (residuals - reference_residuals)[2 * pairs :].square().flatten(1).mean(dim=1)
-    winner, loser = residuals.detach()[: 2 * pairs].chunk(2)
-    return DenoisingErrors(*errors[:2], *reference_errors[:2], drift), Residuals(winner, loser)
+    win, lose = slice(pairs), slice(pairs, 2 * pairs)
+    measured = DenoisingErrors(errors[win], errors[lose], reference_errors[win], reference_errors[lose], drift)
+    return measured, Residuals(residuals.detach()[win], residuals.detach()[lose])
 
 
 def _weigh(
