@@ -95,7 +95,7 @@ class PopulationsConfig(StageConfig):
     ] = "drawn"
     size: Annotated[PositiveInt, Field(title="Population size", description="Of drawn winners.")] = 20
     weighting: Annotated[
-        Literal["even", "contrast", "discrepancy"],
+        Literal["even", "contrast", "discrepancy", "axis"],
         Field(title="Pair weights", description="Whether pairs that move the population to its target count more."),
     ] = "contrast"
 
@@ -178,16 +178,17 @@ class RunConfig(StageConfig):
 
 _EMOJI = RunConfig(
     sampling=SamplingConfig(scheduler="dpm++", steps=10, guidance_scale=3.0, batch_size=64, shard_size=256),
-    images=ImageCounts(train_neutral=12, train_specific=0, validation=16, evaluation=40, trained=4, obedience=2),
-    populations=PopulationsConfig(winners="counterfactual"),
+    images=ImageCounts(train_neutral=16, train_specific=0, validation=16, evaluation=40, trained=4, obedience=2),
+    populations=PopulationsConfig(winners="counterfactual", weighting="axis"),
     alignment=AlignmentConfig(
+        rounds=4,
         steps=30,
         learning_rate=3e-3,
         learning_rate_schedule="cosine",
-        round_decay=0.5,
+        round_decay=0.7,
         first_timestep=350,
         anchor_weight=0,
-        preserve_weight=5000,
+        preserve_weight=3000,
         trainable="conditioning",
     ),
 )

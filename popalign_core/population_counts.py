@@ -7,7 +7,7 @@ import numpy as np
 
 from popalign_core.attributes import CROSSING, Axis, cross_axes
 from popalign_core.errors import InvalidInput
-from popalign_core.preferences import PairWeighting
+from popalign_core.preferences import PairWeighting, excess_discrepancy
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,8 @@ class LabelledSample:
 class PopulationPlan:
     """How populations are to be built. size: samples a side, at least 1.
 
-    target: shares of the crossed cells in the order of `cross_axes`, sum 1; None = the same for all.
+    target: shares of the crossed cells in the order of `cross_axes`, sum 1; None = the same for all. axis_scales: what
+    is left on every measured axis, 0 to 1, for the weighting "axis"; None = 1 each.
     Raises: InvalidInput.
     """
 
@@ -36,6 +37,7 @@ class PopulationPlan:
     seed: int
     weighting: PairWeighting
     target: np.ndarray | None = None
+    axis_scales: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         cells = len(cross_axes(self.axes).groups)
@@ -93,6 +95,18 @@ def count_side(samples: Sequence[LabelledSample], plan: PopulationPlan) -> Side:
         distance = float(np.linalg.norm(found / found.sum() - target)) if found.any() else float("nan")
         counts.append(GroupCounts(axis, tuple(found.tolist()), unknown, distance))
     return Side(tuple(samples), tuple(counts))
+
+
+def axis_excess(populations: Sequence[Sequence[LabelledSample]], plan: PopulationPlan) -> tuple[float, ...]:
+    """What is left on every measured axis: the excess discrepancy of a model's own populations, averaged over prompts.
+
+    Over all prompts together, because a dozen images of one prompt cannot tell a small lean from chance.
+    """
+    sides = [count_side(samples, plan) for samples in populations]
+    return tuple(
+        excess_discrepancy(np.array([side.counts[place].counts for side in sides]), target)
+        for place, target in enumerate(plan.targets())
+    )
 
 
 def group_positions(samples: Sequence[LabelledSample], plan: PopulationPlan) -> np.ndarray:

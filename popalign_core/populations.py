@@ -224,7 +224,11 @@ def pair_up(
     """Samples of both sides one to one in their order, weighted by what the dispreferred side lacks."""
     own = [np.array(counts.counts) for counts in dispreferred.counts]
     targets = plan.targets()
-    gaps = [target - count / max(int(count.sum()), 1) for target, count in zip(targets, own, strict=True)]
+    scales = plan.axis_scales or [1.0] * len(targets)
+    gaps = [
+        scale * (target - count / max(int(count.sum()), 1))
+        for scale, target, count in zip(scales, targets, own, strict=True)
+    ]
     sides = preferred.samples, dispreferred.samples
     winners, losers = (group_positions(samples, plan) for samples in sides)
     weights = pair_weights(winners, losers, gaps, plan.weighting, excess_discrepancy(own[-1], targets[-1]))

@@ -16,6 +16,7 @@ class PairWeighting(StrEnum):
     EVEN = "even"
     CONTRAST = "contrast"
     DISCREPANCY = "discrepancy"
+    AXIS = "axis"
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,8 @@ def pair_weights(
     1 over the pairs above 0. To first order this is how fast half the squared L2 distances to the targets fall when
     share moves from the loser's group to the winner's; it is 0 where both are the same, and an unknown group has no
     gap. discrepancy: contrast times `discrepancy`, so that weights vanish as the population arrives at its target.
+    axis: contrast that is not scaled to mean 1, so that a prompt near its target weighs less than one far from it; the
+    gaps are expected to have been scaled by what is left on each axis, see `population_counts.axis_excess`.
     All are 0 where no pair moves it closer.
     """
     if weighting is PairWeighting.EVEN:
@@ -58,7 +61,7 @@ def pair_weights(
         raw += padded[winners[:, axis]] - padded[losers[:, axis]]
     raw[raw < _NO_GAP] = 0.0
     counted = raw > 0
-    if counted.any():
+    if counted.any() and weighting is not PairWeighting.AXIS:
         raw /= raw[counted].mean()
     return raw * discrepancy if weighting is PairWeighting.DISCREPANCY else raw
 
@@ -66,19 +69,22 @@ def pair_weights(
 def excess_discrepancy(counts: np.ndarray, target: np.ndarray) -> float:
     """How far a population is from its target beyond what its size explains, 0 to 1.
 
-    counts: (groups,) of n samples; target: (groups,) shares. The squared L2 distance less its upward bias
-    (1 - sum of squared shares) / (n - 1), which makes it unbiased; cut off at 0; its root as a part of the largest
-    distance possible, that of the single group farthest from the target. 0 where n < 2.
+    counts: (groups,) of n samples, or (populations, groups), over which the squares are averaged; target: (groups,)
+    shares. The squared L2 distance less its upward bias (1 - sum of squared shares) / (n - 1), which makes it unbiased;
+    cut off at 0; its root as a part of the largest distance possible, that of the single group farthest from the
+    target. Populations of n < 2 are left out; 0 where none is left.
     """
-    size = int(counts.sum())
-    if size < 2:
-        return 0.0
-    shares = counts / size
-    bias = (1 - float(shares @ shares)) / (size - 1)
-    squared = float(np.square(shares - target).sum()) - bias
+    table = np.atleast_2d(counts).astype(np.float64)
+    table = table[table.sum(axis=1) >= 2]
     farthest = float(np.square(np.eye(len(target)) - target).sum(axis=1).max())
     # A vocabulary of one group has no distance at all.
-    return float(np.sqrt(np.clip(squared / farthest, 0.0, 1.0))) if farthest > 0 else 0.0
+    if not len(table) or not farthest > 0:
+        return 0.0
+    sizes = table.sum(axis=1, keepdims=True)
+    shares = table / sizes
+    bias = (1 - np.square(shares).sum(axis=1)) / (sizes[:, 0] - 1)
+    squared = float((np.square(shares - target).sum(axis=1) - bias).mean())
+    return float(np.sqrt(np.clip(squared / farthest, 0.0, 1.0)))
 
 
 def match_losers(winner_indices: Sequence[int], own_indices: Sequence[int], rng: np.random.Generator) -> list[int]:

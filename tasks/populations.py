@@ -1,6 +1,6 @@
 """Preferred and dispreferred populations of one round."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -9,7 +9,7 @@ from popalign_core.attributes import AXES, CROSSING, Axis
 from popalign_core.config import RunConfig
 from popalign_core.counterfactuals import Counterfactual, pair_counterfactuals
 from popalign_core.expansion import Prompt
-from popalign_core.population_counts import LabelledSample, PopulationPlan
+from popalign_core.population_counts import LabelledSample, PopulationPlan, axis_excess
 from popalign_core.populations import PopulationPair, Refusal, build_populations
 from popalign_core.preferences import PairWeighting
 from popalign_core.seeds import derive_seed
@@ -33,24 +33,31 @@ def build_preferences(workspace: str, run_id: str, config: RunConfig, model_id: 
     axes = [AXES[name] for name in config.expansion.axes]
     prompts = {prompt.prompt_id: prompt for prompt in read_prompts(workspace, run_id) if prompt.split == "train"}
     samples = labelled_samples(workspace, run_id, config, model_id, f"round-{round_index}", "builder")
+    own = {
+        prompt_id: [sample for sample in samples if sample.prompt_id == prompt_id]
+        for prompt_id, prompt in prompts.items()
+        if prompt.kind == "neutral"
+    }
     plan = PopulationPlan(
         axes=tuple(axes),
         size=config.populations.size,
         seed=derive_seed(config.seed, "populations", round_index),
         weighting=PairWeighting(config.populations.weighting),
     )
+    if plan.weighting is PairWeighting.AXIS:
+        plan = replace(plan, axis_scales=axis_excess(list(own.values()), plan))
     changes: Changes = {}
     if config.populations.winners == "counterfactual":
         planned = reference(workspace, run_id, "counterfactuals", f"round-{round_index}")
         drawn = labelled_samples(workspace, run_id, config, model_id, f"counterfactual-{round_index}", "builder")
         changes = read_counterfactuals(planned, prompts, drawn)
     found: dict[str, list[dict[str, object]]] = {name: [] for name in TABLES}
-    for prompt in (prompt for prompt in prompts.values() if prompt.kind == "neutral"):
-        own = [sample for sample in samples if sample.prompt_id == prompt.prompt_id]
+    for prompt_id, mine in own.items():
+        prompt = prompts[prompt_id]
         if config.populations.winners == "counterfactual":
-            outcome = pair_counterfactuals(prompt, own, *changes.get(prompt.prompt_id, ([], {})), plan)
+            outcome = pair_counterfactuals(prompt, mine, *changes.get(prompt_id, ([], {})), plan)
         else:
-            outcome = build_populations(prompt, own, _specific(prompt, prompts, samples, axes), plan)
+            outcome = build_populations(prompt, mine, _specific(prompt, prompts, samples, axes), plan)
         for name, rows in _rows(outcome).items():
             found[name] += [{"run_id": run_id, "round": round_index, **row} for row in rows]
     with staged_artifact(ref) as folder:
