@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from popalign_core.attributes import AXES, Axis
 from popalign_core.errors import InvalidInput, UnknownName
 from popalign_core.expansion import Prompt, expand_prompts
-from popalign_core.population_counts import LabelledSample, PopulationPlan, group_counts
+from popalign_core.population_counts import LabelledSample, PopulationPlan, axis_excess, group_counts
 from popalign_core.populations import Cell, PopulationPair, Refusal, RefusalReason, allocate, build_populations
 from popalign_core.preferences import PairWeighting
 from popalign_core.subjects import Subject
@@ -275,6 +275,24 @@ def test_weights_follow_the_enumeration() -> None:
     # 7 of 8: L2^2 = 2 (3/8)^2 = 0.28125, bias (1 - 50/64) / 7 = 0.03125, farthest 1/2.
     expected = [math.sqrt(0.5) * weight for weight in weights[PairWeighting.CONTRAST]]
     assert weights[PairWeighting.DISCREPANCY] == pytest.approx(expected, abs=1e-12)
+    # A pair from man to woman closes a gap of 3/8 on either group.
+    assert set(weights[PairWeighting.AXIS]) == {0.0, 0.75}
+
+
+def test_what_is_left_on_an_axis_is_taken_over_all_prompts() -> None:
+    axes = (GENDER, TONE)
+    neutral, _ = FAMILIES[axes]
+    every_tone = [str(tone) for tone in TONE.groups]
+    men = samples_of(neutral, [("man", tone) for tone in every_tone] * 2)
+    either = samples_of(neutral, [("man", tone) for tone in every_tone] + [("woman", tone) for tone in every_tone])
+    gender, tone, _ = axis_excess([men, men], plan_of(axes, 10))
+    # All men: the whole distance; two of each of five tones: less than chance, so nothing.
+    assert (gender, tone) == (pytest.approx(1), 0)
+    assert 0 < axis_excess([men, either], plan_of(axes, 10))[0] < gender
+    scaled = plan_of((GENDER,), 8, weighting=PairWeighting.AXIS, axis_scales=(0.5,))
+    weights = {pair.weight for pair in built(build((GENDER,), [("man",)] * 8, obedient((GENDER,), 4), scaled)).pairs}
+    # Half of the gap of 1/2 on either group.
+    assert weights == {0.0, 0.5}
 
 
 def test_towards_a_target() -> None:

@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -64,6 +66,11 @@ def test_weights_in_general(case: tuple[np.ndarray, np.ndarray, list[np.ndarray]
         assert contrast[contrast > 0].mean() == pytest.approx(1, abs=1e-9)
     scaled = pair_weights(winners, losers, gaps, PairWeighting.DISCREPANCY, discrepancy)
     assert scaled == pytest.approx(contrast * discrepancy)
+    # Not scaled prompt by prompt: a fixed share of the sum of gaps, whatever the other pairs are.
+    raw = pair_weights(winners, losers, gaps, PairWeighting.AXIS)
+    assert ((raw > 0) == (contrast > 0)).all()
+    halved = pair_weights(winners, losers, [gap / 2 for gap in gaps], PairWeighting.AXIS)
+    assert halved == pytest.approx(raw / 2, abs=1e-9)
     # Of a pair and its reverse at most one counts.
     known = (losers >= 0).all(axis=1)
     reverse = pair_weights(losers[known], winners[known], gaps, PairWeighting.CONTRAST)
@@ -124,3 +131,13 @@ def test_losers_are_matched_one_to_one(winners: list[int], more: int, seed: int)
     assert set(matched) <= set(range(len(own)))
     met = [own[position] == index for position, index in zip(matched, winners, strict=True)]
     assert sum(met) >= len(set(winners) & set(own))
+
+
+def test_excess_discrepancy_of_many_populations_averages_squares_before_the_root() -> None:
+    target = np.array([0.5, 0.5])
+    # 6 of 8: L2^2 = 2 / 16 = 0.125, bias (1 - 40/64) / 7; 4 of 8: 0, bias (1 - 32/64) / 7; farthest 1/2.
+    expected = math.sqrt((0.125 - (24 / 64 + 32 / 64) / 7) / 2 / 0.5)
+    assert excess_discrepancy(np.array([[6, 2], [4, 4], [1, 0]]), target) == pytest.approx(expected)
+    # Chance alone leaves nothing: of a thousand even populations of 12 the mean excess is small.
+    counts = np.random.default_rng(0).binomial(12, 0.5, 1000)
+    assert excess_discrepancy(np.stack([counts, 12 - counts], axis=1), target) < 0.1
