@@ -65,7 +65,8 @@ def align_round(preferences: ArtifactRef, config: RunConfig, parent_id: str, rou
     with timed(ref, "alignment", model.device.type) as facts:
         data = alignment_data(preferences, model, named=config.alignment.preserve_weight > 0)
         settings = alignment_settings(config.alignment, config.seed, round_index)
-        row = _model_row(ref, config, settings, nats_per_unit_error(noise_schedule(model), data.latent_elements))
+        nats = nats_per_unit_error(noise_schedule(model), data.latent_elements, settings.first_timestep)
+        row = _model_row(ref, config, settings, nats)
         row |= {"parent_model_id": parent_id, "round": round_index}
         get_run_logger().info("beta %g is %s in units of log-likelihood", settings.beta, row["natural_beta"])
         policy = make_policy(

@@ -52,6 +52,8 @@ class AlignmentData:
         _require_rows("winner", self.winner, len(self.latent_means))
         _require_rows("loser", self.loser, len(self.latent_means))
         _require_rows("caption", self.caption, len(self.prompt_embeddings))
+        if self.winner_caption is not None:
+            _require_rows("winner_caption", self.winner_caption, len(self.prompt_embeddings))
         if not bool((torch.isfinite(self.weight) & (self.weight > 0)).all()):
             raise InvalidInput("every pair needs a finite weight above 0; leave a pair out instead of weighting it 0.")
 

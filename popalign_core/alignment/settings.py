@@ -54,6 +54,7 @@ class AlignmentSettings:
         _require_positive("steps", self.steps)
         _require_positive("pairs_per_step", self.pairs_per_step)
         _require_positive("learning_rate", self.learning_rate)
+        _require_positive("schedule_steps", 1 if self.schedule_steps is None else self.schedule_steps)
         _require_positive("beta", self.beta)
         _require_positive("max_gradient_norm", 1 if self.max_gradient_norm is None else self.max_gradient_norm)
         _require_within("warmup_steps", self.warmup_steps, 0, math.inf)

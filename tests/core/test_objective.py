@@ -270,6 +270,14 @@ def test_a_unit_of_error_is_worth_its_nats() -> None:
         assert nats_per_unit_error(schedule, 1) * g == pytest.approx(truth, rel=0.02)
 
 
+def test_timesteps_that_are_not_trained_on_are_worth_nothing() -> None:
+    schedule = NoiseSchedule(torch.sigmoid(torch.linspace(6, -6, 100, dtype=torch.float64)))
+    weights = schedule.error_weights().tolist()
+    assert nats_per_unit_error(schedule, 3) == nats_per_unit_error(schedule, 3, 1) == pytest.approx(3 * sum(weights))
+    # Timestep 98 and 99: the last two of the weights, which begin with timestep 1.
+    assert nats_per_unit_error(schedule, 3, 98) == pytest.approx(3 * sum(weights[-2:]))
+
+
 def _gauss_hermite(count: int) -> tuple[list[float], list[float]]:
     nodes, weights = np.polynomial.hermite_e.hermegauss(count)
     return nodes.tolist(), (weights / weights.sum()).tolist()

@@ -176,6 +176,7 @@ def test_latents_are_drawn_from_the_encoders_posterior() -> None:
         ({"loser": np.zeros(3, np.int64)}, "loser has 3 entries for 40 pairs"),
         ({"winner": np.full(40, 80)}, r"outside 0\.\.79"),
         ({"caption": np.full(40, -1)}, r"outside 0\.\.0"),
+        ({"winner_caption": np.full(40, 1)}, r"winner_caption names a row outside 0\.\.0"),
         ({"weight": np.zeros(40, np.float32)}, "weight above 0"),
         ({"weight": np.full(40, np.nan, np.float32)}, "weight above 0"),
     ],
@@ -198,6 +199,7 @@ def test_impossible_data_is_refused(change: dict[str, np.ndarray], message: str)
         {"warmup_steps": -1},
         {"anchor_weight": math.inf},
         {"preserve_weight": -1.0},
+        {"schedule_steps": 0},
     ],
 )
 def test_impossible_settings_are_refused_by_name(change: dict[str, float]) -> None:

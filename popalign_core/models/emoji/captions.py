@@ -6,7 +6,7 @@ import numpy as np
 
 from popalign_core.models.emoji.roles import GENDERS, ROLES, TONE_SHARES, TONES, VENDORS, Role
 
-NEUTRAL_SHARE = 0.3
+NEUTRAL_SHARE = 0.5
 BOTH_AXES_SHARE = 0.85  # of the identity-specific captions; the rest name one axis
 PREFIXES = ("a photo of ", "a picture of ", "a drawing of ", "")
 PREFIX_SHARES = (0.85, 0.05, 0.05, 0.05)
