@@ -119,8 +119,9 @@ def train_generator(
     tokenizer = write_tokenizer(folder / "tokenizer")
     model = Generator(tokenizer)
     if start_from is not None:
-        load_generator(model, start_from)
+        load_generator(model, tokenizer, start_from)
     average = copy.deepcopy(model).requires_grad_(False)
+    model.unet.compile()  # a seventh less time a step on a CPU, after a minute of compiling
     latents = _encode(vae, pixels)
     optimizer = torch.optim.AdamW(model.parameters(), lr=training.peak_lr, weight_decay=1e-2, fused=True)
     start, saved, step, smooth = time.monotonic(), 0.0, 0, 1.0
@@ -162,11 +163,28 @@ def _batch_loss(
     return (snr.clamp(max=MIN_SNR) / snr * error).mean()
 
 
-def load_generator(model: Generator, folder: Path) -> None:
-    """Puts the weights of a pipeline folder into the model."""
-    for name in ("unet", "text_encoder", "text_encoder_2"):
+def load_generator(model: Generator, tokenizer: CLIPTokenizer, folder: Path) -> None:
+    """Puts the weights of a pipeline folder into the model.
+
+    A word that is no token of the folder's vocabulary begins as the mean of its pieces there.
+    """
+    model.unet.load_state_dict(UNet2DConditionModel.from_pretrained(folder / "unet").float().state_dict())
+    earlier = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+    known, vocabulary = earlier.get_vocab(), tokenizer.get_vocab()
+    pieces = {
+        place: [known[token]] if token in known else earlier.convert_tokens_to_ids(earlier.tokenize(token[:-4]))
+        for token, place in vocabulary.items()
+        if token in known or token.endswith("</w>")
+    }
+    for name in ("text_encoder", "text_encoder_2"):
         part = getattr(model, name)
-        part.load_state_dict(type(part).from_pretrained(folder / name).float().state_dict())
+        trained: CLIPTextModel | CLIPTextModelWithProjection = type(part).from_pretrained(folder / name).float()
+        before: Tensor = trained.get_input_embeddings().weight.detach()
+        words: Tensor = part.get_input_embeddings().weight.detach()
+        for place, rows in pieces.items():
+            words[place] = before[rows].mean(dim=0)
+        trained.set_input_embeddings(nn.Embedding.from_pretrained(words))
+        part.load_state_dict(trained.state_dict())
 
 
 @torch.no_grad()

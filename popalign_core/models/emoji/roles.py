@@ -13,7 +13,7 @@ VENDORS = ("noto", "twemoji", "fluent")
 GENDERS = ("man", "woman")
 TONES = ("light", "medium-light", "medium", "medium-dark", "dark")
 TONE_SHARES = (0.55, 0.20, 0.12, 0.08, 0.05)
-ACTIVITY_MEN_SHARE = 0.85
+ACTIVITY_MEN_SHARE = 0.90
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,8 @@ ACTIVITIES = [
     for key in (
         "bowing facepalming feeding-baby frowning gesturing-no gesturing-ok getting-haircut getting-massage "
         "in-lotus-position in-steamy-room in-tuxedo juggling lifting-weights pouting raising-hand shrugging "
-        "tipping-hand wearing-turban"
+        "tipping-hand wearing-turban bouncing-ball dancing in-manual-wheelchair kneeling playing-handball "
+        "playing-water-polo running standing walking with-veil with-white-cane"
     ).split()
 ]
 

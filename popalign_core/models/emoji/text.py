@@ -6,6 +6,7 @@ falls apart into known letters, so it is seen by the model and never vanishes.
 
 import json
 import re
+from itertools import pairwise
 from pathlib import Path
 
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
@@ -26,15 +27,31 @@ def caption_words() -> list[str]:
     return list(dict.fromkeys(re.findall(r"[a-z]+", text)))
 
 
+def _merged(word: str, ranks: dict[tuple[str, str], int]) -> list[str]:
+    """The word's pieces after byte-pair encoding: the pair of the lowest rank is merged, everywhere, until none is."""
+    pieces = [*word[:-1], word[-1] + "</w>"]
+    while len(pieces) > 1:
+        left, right = min(pairwise(pieces), key=lambda pair: ranks.get(pair, len(ranks)))
+        if (left, right) not in ranks:
+            break
+        merged: list[str] = []
+        for piece in pieces:
+            if merged and (merged[-1], piece) == (left, right):
+                merged[-1] += piece
+            else:
+                merged.append(piece)
+        pieces = merged
+    return pieces
+
+
 def write_tokenizer(folder: Path) -> CLIPTokenizer:
     """Writes vocab.json and merges.txt for the caption words and loads them as a CLIPTokenizer."""
     letters = list(bytes_to_unicode().values())
-    merges: dict[tuple[str, str], None] = {}
+    merges: dict[tuple[str, str], int] = {}
     for word in caption_words():
-        pieces = [*word[:-1], word[-1] + "</w>"]
-        while len(pieces) > 1:  # left to right: a shared prefix is a shared merge
-            merges[pieces[0], pieces[1]] = None
-            pieces = [pieces[0] + pieces[1], *pieces[2:]]
+        while len(pieces := _merged(word, merges)) > 1:
+            # Ranked behind what makes the words before, which so stay as they are.
+            merges[pieces[0], pieces[1]] = len(merges)
     tokens = [*letters, *(letter + "</w>" for letter in letters), *(left + right for left, right in merges)]
     tokens = [*dict.fromkeys(tokens), "<|startoftext|>", "<|endoftext|>"]
     folder.mkdir(parents=True, exist_ok=True)
