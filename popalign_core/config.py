@@ -132,9 +132,16 @@ class AlignmentConfig(StageConfig):
     ] = 0
     trainable: Annotated[
         Literal["all", "conditioning"],
-        Field(title="Trainable part", description="All of the UNet, or only where the caption enters; without LoRA."),
+        Field(title="Trainable part", description="All of the UNet, or only where the caption enters."),
     ] = "all"
     lora_rank: Annotated[int, Field(title="LoRA rank", ge=0, description="0 = full fine-tuning of the UNet.")] = 0
+    winner_preserving: Annotated[
+        bool, Field(title="Winner-preserving", description="Hold back pushes from a loser that would harm its winner.")
+    ] = False
+    ema_decay: Annotated[
+        float | None,
+        Field(title="Average", ge=0, lt=1, description="Keep a moving average of the weights with this decay."),
+    ] = None
     gradient_checkpointing: Annotated[
         bool, Field(title="Gradient checkpointing", description="Computes activations twice instead of keeping them.")
     ] = False

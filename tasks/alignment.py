@@ -1,13 +1,15 @@
 """One round of fine-tuning."""
 
 import json
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
+from torch import Tensor
 
-from popalign_core.alignment.adapters import Policy
+from popalign_core.alignment.adapters import Policy, substituted_weights
 from popalign_core.alignment.cache import AlignmentData
 from popalign_core.alignment.checkpoint import begin, load_state, save_state
 from popalign_core.alignment.objective import nats_per_unit_error, natural_beta
@@ -34,7 +36,8 @@ def alignment_settings(config: AlignmentConfig, seed: int, round_index: int) -> 
 
     Without `redraw` all rounds are one training, which the later ones take further.
     """
-    names = "objective pairs_per_step learning_rate_schedule first_timestep beta anchor_weight preserve_weight"
+    names = "objective pairs_per_step learning_rate_schedule first_timestep beta anchor_weight preserve_weight "
+    names += "winner_preserving ema_decay"
     values = config.model_dump(include=set(names.split()))
     first, rounds = (round_index, 1) if config.redraw else (1, round_index)
     return AlignmentSettings(
@@ -77,10 +80,13 @@ def align_round(preferences: ArtifactRef, config: RunConfig, parent_id: str, rou
             earlier_lora=earlier,
             gradient_checkpointing=config.alignment.gradient_checkpointing,
         )
-        records = _train(policy, data, settings, ref, config.alignment)[-config.alignment.steps :]
+        records, average = _train(policy, data, settings, ref, config.alignment)
+        records = records[-config.alignment.steps :]
         facts["items"] = len(records)
         with staged_artifact(ref) as folder:
-            save_weights(policy, folder, lora=bool(config.alignment.lora_rank))
+            kept = nullcontext() if average is None else substituted_weights(policy.denoiser, average)
+            with kept:
+                save_weights(policy, folder, lora=bool(config.alignment.lora_rank))
             write_rows(folder, "models", [row])
             write_rows(folder, "training_steps", [_step_row(ref, round_index, record) for record in records])
     if config.alignment.redraw:
@@ -90,8 +96,8 @@ def align_round(preferences: ArtifactRef, config: RunConfig, parent_id: str, rou
 
 def _train(
     policy: Policy, data: AlignmentData, settings: AlignmentSettings, ref: ArtifactRef, config: AlignmentConfig
-) -> list[StepRecord]:
-    """Goes on from the last checkpoint, and saves one now and then; the records of all steps."""
+) -> tuple[list[StepRecord], dict[str, Tensor] | None]:
+    """Goes on from the last checkpoint, and saves one now and then; the records of all steps, the average if kept."""
     name = ref.key if config.redraw else "alignment"
     place = Workspace(Path(ref.workspace))
     folder = latest_checkpoint(place, ref.run_id, name)
@@ -112,7 +118,7 @@ def _train(
                 with staged_checkpoint(place, ref.run_id, name, record.step) as staged:
                     save_state(state, staged)
                     (staged / RECORDS).write_text(json.dumps([asdict(record) for record in records]))
-    return records
+    return records, state.average
 
 
 def _model_row(ref: ArtifactRef, config: RunConfig, settings: AlignmentSettings, nats: float) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""When to stop, which checkpoint to keep, how far to step: decided from measured held-out disparity.
+"""When to stop and which checkpoint to keep: decided from measured held-out disparity.
 
 A preference loss with a small beta has its optimum far beyond the target (see `objective.natural_beta`), so the loss
 cannot tell when to stop. Pure functions of the measurements so far: a resumed run decides as an undisturbed one.
@@ -77,30 +77,6 @@ class StopRule:
     def _raised(self, axis: str, disparity: float) -> float:
         # An axis that is exactly even before training needs some denominator: any later rise then counts heavily.
         return max(disparity, self.floors.get(axis, 0.0), 1e-6)
-
-
-def axis_scales(before: Mapping[str, float], now: Mapping[str, float], floors: Mapping[str, float]) -> dict[str, float]:
-    """What is left of each axis's disparity above its floor, in [0, 1]: weights for pairs that move that axis.
-
-    before: when training began; an axis that was at its floor then has nothing left. Raises: InvalidInput.
-    """
-    _require_comparable(before, now)
-    scales: dict[str, float] = {}
-    for axis, value in now.items():
-        floor = floors.get(axis, 0.0)
-        room = before[axis] - floor
-        scales[axis] = min(1.0, max(0.0, value - floor) / room) if room > 0 else 0.0
-    return scales
-
-
-def step_scale(
-    before: Mapping[str, float], now: Mapping[str, float], floors: Mapping[str, float], least: float = 0.25
-) -> float:
-    """Factor in [least, 1] for the next round's learning rate or steps: what is left on the axis farthest from even.
-
-    The farthest axis sets the pace; the nearer ones are held back by `axis_scales` in their pairs' weights.
-    """
-    return max(least, *axis_scales(before, now, floors).values())
 
 
 def _require_comparable(before: Mapping[str, float], now: Mapping[str, float]) -> None:

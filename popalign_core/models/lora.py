@@ -12,14 +12,18 @@ from safetensors import SafetensorError
 
 from popalign_core.errors import InvalidInput, ModelNotUsable
 
-LoraTargets = Literal["attention", "attention_and_feed_forward", "attention_feed_forward_and_convolutions"]
+LoraTargets = Literal[
+    "cross_attention", "attention", "attention_and_feed_forward", "attention_feed_forward_and_convolutions"
+]
 
 ADAPTER = "popalign"
 FILE_NAME = "pytorch_lora_weights.safetensors"
 _ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 _FEED_FORWARD = ("ff.net.0.proj", "ff.net.2")
 _CONVOLUTIONS = ("conv1", "conv2", "conv_shortcut")
-TARGET_MODULES: dict[LoraTargets, tuple[str, ...]] = {
+# A string is a regular expression over whole module names, a tuple holds their ends.
+TARGET_MODULES: dict[LoraTargets, str | tuple[str, ...]] = {
+    "cross_attention": r".*\.attn2\.(to_q|to_k|to_v|to_out\.0)",
     "attention": _ATTENTION,
     "attention_and_feed_forward": _ATTENTION + _FEED_FORWARD,
     "attention_feed_forward_and_convolutions": _ATTENTION + _FEED_FORWARD + _CONVOLUTIONS,
@@ -36,8 +40,12 @@ def add_lora(unet: UNet2DConditionModel, rank: int, targets: LoraTargets, seed: 
     if rank < 1:
         raise InvalidInput(f"the rank of the adapter is {rank}, expected at least 1.")
     unet.requires_grad_(False)
+    modules = TARGET_MODULES[targets]
     config = LoraConfig(
-        r=rank, lora_alpha=rank, target_modules=list(TARGET_MODULES[targets]), init_lora_weights="gaussian"
+        r=rank,
+        lora_alpha=rank,
+        target_modules=modules if isinstance(modules, str) else list(modules),
+        init_lora_weights="gaussian",
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)

@@ -48,13 +48,14 @@ def make_policy(
     *,
     lora_rank: int,
     trainable: TrainablePart = "all",
-    lora_targets: LoraTargets = "attention",
+    lora_targets: LoraTargets | None = None,
     seed: int,
     earlier_lora: Path | None = None,
     gradient_checkpointing: bool = False,
 ) -> Policy:
-    """A policy over a loaded model's UNet: fine-tuning in float32 (rank 0) of that part, or a LoRA adapter.
+    """A policy over a loaded model's UNet: fine-tuning in float32 (rank 0) of that part, or a LoRA adapter on it.
 
+    lora_targets: None for all attention, or cross-attention alone where the conditioning is the part to train.
     earlier_lora: folder of the adapter of the round before; training goes on from it and compares with it. The model
     must then have been loaded without an adapter.
     """
@@ -70,7 +71,7 @@ def make_policy(
     if earlier_lora is not None:
         load_lora(unet, earlier_lora)
         return LoraPolicy(denoiser, unet, reference_at="start")
-    add_lora(unet, lora_rank, lora_targets, seed)
+    add_lora(unet, lora_rank, lora_targets or ("attention" if trainable == "all" else "cross_attention"), seed)
     return LoraPolicy(denoiser, unet)
 
 

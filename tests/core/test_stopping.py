@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from popalign_core.alignment.stopping import HeldOutPoint, StopRule, axis_scales, step_scale
+from popalign_core.alignment.stopping import HeldOutPoint, StopRule
 from popalign_core.errors import InvalidInput
 
 
@@ -59,15 +59,6 @@ def test_the_verdict_is_one_of_the_points_seen_and_none_is_better(values: list[f
     assert values[verdict.best] == min(values) or values[verdict.best] <= 1e-6
     if verdict.reason == "turned":
         assert len(values) - 1 - verdict.best >= patience
-
-
-def test_what_is_left_scales_the_step_and_the_axes() -> None:
-    before, floors = {"gender": 0.5, "tone": 0.7, "age": 0.1}, {"gender": 0.1, "tone": 0.2, "age": 0.1}
-    scales = axis_scales(before, {"gender": 0.2, "tone": 0.6, "age": 0.4}, floors)
-    assert scales == pytest.approx({"gender": 0.25, "tone": 0.8, "age": 0.0})
-    assert step_scale(before, {"gender": 0.2, "tone": 0.6, "age": 0.1}, floors) == pytest.approx(0.8)
-    assert step_scale(before, {"gender": 0.1, "tone": 0.2, "age": 0.1}, floors) == 0.25
-    assert step_scale(before, {"gender": 0.9, "tone": 0.2, "age": 0.1}, floors) == 1.0
 
 
 def test_what_cannot_be_compared_is_refused() -> None:

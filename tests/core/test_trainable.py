@@ -2,6 +2,7 @@
 
 import torch
 
+from popalign_core.alignment.adapters import trainable_parameters
 from popalign_core.models.sdxl import ModelSource, load_sdxl
 from popalign_core.models.trainable import make_policy
 
@@ -19,3 +20,11 @@ def gradients(gradient_checkpointing: bool) -> torch.Tensor:
 
 def test_gradient_checkpointing_changes_no_gradient() -> None:
     torch.testing.assert_close(gradients(gradient_checkpointing=True), gradients(gradient_checkpointing=False))
+
+
+def test_an_adapter_on_the_conditioning_is_on_cross_attention_alone() -> None:
+    model = load_sdxl(ModelSource("emoji"), device="cpu", dtype="float32")
+    policy = make_policy(model, lora_rank=2, trainable="conditioning", seed=0)
+    names = list(trainable_parameters(policy.denoiser))
+    assert names
+    assert all(".attn2." in name for name in names)

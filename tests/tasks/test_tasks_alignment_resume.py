@@ -7,11 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from prefect.logging import disable_run_logger
+from safetensors.torch import load_file  # pyright: ignore[reportUnknownVariableType]
+from torch import Tensor
 
 from popalign_core.alignment.trainer import StepRecord
 from popalign_core.config import RunConfig, preset, with_settings
 from popalign_core.errors import TrainingDiverged
+from popalign_core.models import emoji
 from storage.artifacts import ArtifactRef, artifact_digest, committed_keys
 from storage.checkpoints import latest_checkpoint
 from storage.commit import staged_artifact
@@ -23,6 +27,7 @@ from tasks.alignment import align_round
 from tasks.run import BASE, reference
 
 RUN = "killed"
+PIPELINE = Path(emoji.__file__).parent / "pipeline"
 STEPS = 4
 
 
@@ -108,3 +113,18 @@ def test_without_redraw_rounds_are_parts_of_one_training(tmp_path: Path, undistu
     assert steps == [[1, 2], [3, 4]]
     weights = [(ref.folder / "unet" / "diffusion_pytorch_model.safetensors") for ref in (parts[1], undisturbed)]
     assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+def weights_of(ref: ArtifactRef) -> dict[str, Tensor]:
+    return load_file(ref.folder / "unet" / "diffusion_pytorch_model.safetensors")
+
+
+def test_what_is_kept_of_a_round_is_the_average_where_one_is_kept(tmp_path: Path, undisturbed: ArtifactRef) -> None:
+    averaged = aligned(commit_preferences(tmp_path), configuration(ema_decay=0.9))
+    assert read_artifact(averaged, "training_steps") == read_artifact(undisturbed, "training_steps")
+    base = load_file(PIPELINE / "unet" / "diffusion_pytorch_model.safetensors")
+    last, mean = weights_of(undisturbed), weights_of(averaged)
+    moved = [name for name in last if not torch.equal(last[name], base[name].float())]
+    assert moved
+    distance = {name: (last[name] - base[name].float()).norm() for name in moved}
+    assert all((mean[name] - base[name].float()).norm() < distance[name] for name in moved)

@@ -5,6 +5,7 @@ import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -178,9 +179,9 @@ def load_generator(model: Generator, tokenizer: CLIPTokenizer, folder: Path) -> 
     }
     for name in ("text_encoder", "text_encoder_2"):
         part = getattr(model, name)
-        trained: CLIPTextModel | CLIPTextModelWithProjection = type(part).from_pretrained(folder / name).float()
-        before: Tensor = trained.get_input_embeddings().weight.detach()
-        words: Tensor = part.get_input_embeddings().weight.detach()
+        trained = cast(CLIPTextModel, type(part).from_pretrained(folder / name).float())
+        before = cast(nn.Embedding, trained.get_input_embeddings()).weight.detach()
+        words = cast(nn.Embedding, part.get_input_embeddings()).weight.detach()
         for place, rows in pieces.items():
             words[place] = before[rows].mean(dim=0)
         trained.set_input_embeddings(nn.Embedding.from_pretrained(words))
