@@ -1,0 +1,197 @@
+"""Rounds on the embedded model in memory, by the configuration of its preset: what objectives are compared with."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from popalign_core.alignment.adapters import Policy
+from popalign_core.alignment.cache import AlignmentData
+from popalign_core.alignment.settings import AlignmentSettings
+from popalign_core.assessment.disparity import l2_discrepancy
+from popalign_core.assessment.obedience import Answers, compare_obedience
+from popalign_core.assessment.resampling import Comparison
+from popalign_core.assessment.uncertainty import compare
+from popalign_core.attributes import AXES
+from popalign_core.classification import AttributeClassifier, attribute
+from popalign_core.config import RunConfig
+from popalign_core.counterfactuals import pair_counterfactuals, plan_counterfactuals
+from popalign_core.expansion import Prompt, expand_prompts
+from popalign_core.models.attribute_heads import HeadClassifier
+from popalign_core.models.sdxl import ModelSource, load_sdxl
+from popalign_core.models.trainable import SdxlDenoiser
+from popalign_core.models.zero_shot import ZeroShotClassifier
+from popalign_core.population_counts import LabelledSample, PopulationPlan, axis_excess, group_counts
+from popalign_core.populations import PopulationPair
+from popalign_core.preferences import PairWeighting, Preference
+from popalign_core.prompt_sets import load_subjects
+from popalign_core.sampling import ImageRequest, SamplingSettings, sample_images
+from popalign_core.seeds import derive_seed, sample_seed
+
+Wanted = list[tuple[Prompt, int]]
+ENCODE_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Labels by the judge. counts: by axis, (prompts, groups); unknown: by axis; answers: by axis, what was asked."""
+
+    counts: dict[str, np.ndarray]
+    unknown: dict[str, int]
+    answers: dict[str, Answers]
+
+    def against(self, before: "Measured", axis: str) -> tuple[Comparison, Comparison]:
+        """Mean L2 over prompts, and obedience, before and after."""
+        target = AXES[axis].uniform()
+        disparity = compare(
+            before.counts[axis],
+            self.counts[axis],
+            target,
+            l2_discrepancy,
+            unknown=(before.unknown[axis], self.unknown[axis]),
+            rng=np.random.default_rng(0),
+        )
+        obeyed = compare_obedience(
+            before.answers[axis], self.answers[axis], unknown_is_wrong=True, rng=np.random.default_rng(0)
+        )
+        return disparity, obeyed
+
+
+class Study:
+    """One seed of a configuration. The sampler is a second model in bfloat16, which makes studies affordable."""
+
+    def __init__(self, config: RunConfig, seed: int):
+        self.config, self.seed = config, seed
+        self.axes = tuple(AXES[name] for name in config.expansion.axes)
+        self.prompts = expand_prompts(load_subjects(config.expansion.prompts), self.axes, config.expansion.prefix)
+        self.sampler = load_sdxl(ModelSource(config.model), dtype="bfloat16")
+        self.sampler.pipeline.unet.compile()
+        self.builder: AttributeClassifier = ZeroShotClassifier(config.classification.builder)
+        self.judge: AttributeClassifier = HeadClassifier(config.classification.judge)
+
+    def use(self, policy: Policy) -> None:
+        """Sample from the policy from now on."""
+        denoiser = policy.denoiser
+        assert isinstance(denoiser, SdxlDenoiser)
+        self.sampler.pipeline.unet.load_state_dict(denoiser.unet.state_dict())
+
+    def neutral(self, split: str) -> list[Prompt]:
+        return [prompt for prompt in self.prompts if prompt.split == split and prompt.kind == "neutral"]
+
+    def draw(self, wanted: Wanted) -> np.ndarray:
+        """Images, uint8 (n, h, w, 3), of (prompt, index), with the seeds of a run."""
+        requests = [
+            ImageRequest(f"{p.prompt_id}/{i}", p.prompt_id, p.text, i, sample_seed(self.seed, p.family_id, i))
+            for p, i in wanted
+        ]
+        values = self.config.sampling.model_dump(exclude={"shard_size", "image_size"}) | {"dtype": "bfloat16"}
+        settings = SamplingSettings(height=0, width=0, **values)
+        return np.stack([image.pixels for batch in sample_images(self.sampler, requests, settings) for image in batch])
+
+    def label(self, images: np.ndarray, wanted: Wanted, classifier: AttributeClassifier) -> list[LabelledSample]:
+        least = self.config.classification.min_confidence
+        columns = [
+            [found.label if found.status == "ok" else None for found in attribute(outcome, min_confidence=least)]
+            for outcome in classifier.probabilities(images, self.axes)
+        ]
+        cells = list(zip(*columns, strict=True))
+        return [
+            LabelledSample(f"{p.prompt_id}/{i}", p.prompt_id, i, c) for (p, i), c in zip(wanted, cells, strict=True)
+        ]
+
+    def measure(self, split: str = "eval", images: int | None = None) -> Measured:
+        """The current sampler on neutral prompts of a split, and on prompts that name the groups."""
+        neutral = self.neutral(split)
+        many = images or self.config.images.evaluation
+        wanted = [(prompt, index) for prompt in neutral for index in range(many)]
+        found = self.label(self.draw(wanted), wanted, self.judge)
+        named = [(p, i) for p in self.prompts if p.split == split and p.kind == "specific" for i in range(1)]
+        obeyed = self.label(self.draw(named), named, self.judge)
+        counts: dict[str, np.ndarray] = {}
+        unknown: dict[str, int] = {}
+        answers: dict[str, Answers] = {}
+        for place, axis in enumerate(self.axes):
+            columns = [
+                group_counts([s.cell[place] for s in found if s.prompt_id == p.prompt_id], axis) for p in neutral
+            ]
+            counts[axis.name] = np.stack([column for column, _ in columns])
+            unknown[axis.name] = sum(count for _, count in columns)
+            asked = [prompt.cell[place] for prompt, _ in named]
+            seen = [sample.cell[place] for sample in obeyed]
+            answers[axis.name] = Answers(asked, seen, [str(prompt.parent_id) for prompt, _ in named])
+        return Measured(counts, unknown, answers)
+
+    def pairs(self, round_index: int) -> AlignmentData:
+        """Counterfactual pairs of the current sampler, as a run builds them."""
+        first, many = (round_index - 1) * self.config.images.train_neutral, self.config.images.train_neutral
+        neutral = self.neutral("train")
+        wanted = [(prompt, index) for prompt in neutral for index in range(first, first + many)]
+        images = self.draw(wanted)
+        own = self.label(images, wanted, self.builder)
+        by_cell = {(p.parent_id, p.cell): p for p in self.prompts if p.kind == "specific"}
+        seed = derive_seed(self.seed, "counterfactuals", round_index)
+        planned = {
+            p.prompt_id: plan_counterfactuals(
+                p.prompt_id, [s for s in own if s.prompt_id == p.prompt_id], self.axes, seed
+            )
+            for p in neutral
+        }
+        changed = [(parent, change) for parent, changes in planned.items() for change in changes]
+        again = [(by_cell[parent, change.cell], change.index) for parent, change in changed]
+        redrawn = self.draw(again)
+        labels = self.label(redrawn, again, self.builder)
+        image_of = {change.sample_id: label for (_, change), label in zip(changed, labels, strict=True)}
+        plan = self._plan(own, round_index)
+        preferences: list[Preference] = []
+        for prompt in neutral:
+            mine = [sample for sample in own if sample.prompt_id == prompt.prompt_id]
+            outcome = pair_counterfactuals(prompt, mine, planned[prompt.prompt_id], image_of, plan)
+            preferences += outcome.preferences if isinstance(outcome, PopulationPair) else ()
+        captions = {label.sample_id: prompt.text for label, (prompt, _) in zip(labels, again, strict=True)}
+        samples = [sample.sample_id for sample in (*own, *labels)]
+        return self._data(preferences, np.concatenate([images, redrawn]), samples, captions)
+
+    def _plan(self, own: Sequence[LabelledSample], round_index: int) -> PopulationPlan:
+        seed = derive_seed(self.seed, "populations", round_index)
+        plan = PopulationPlan(
+            self.axes, self.config.populations.size, seed, PairWeighting(self.config.populations.weighting)
+        )
+        if plan.weighting is not PairWeighting.AXIS:
+            return plan
+        prompts = sorted({sample.prompt_id for sample in own})
+        return replace(plan, axis_scales=axis_excess([[s for s in own if s.prompt_id == p] for p in prompts], plan))
+
+    def _data(
+        self, pairs: Sequence[Preference], images: np.ndarray, samples: list[str], caption_of: dict[str, str]
+    ) -> AlignmentData:
+        model = load_sdxl(ModelSource(self.config.model))
+        pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
+        encoded = [model.encode_images(part) for part in torch.split(pixels, ENCODE_BATCH)]
+        captions = sorted({p.caption for p in pairs} | {caption_of[p.winner_sample_id] for p in pairs})
+        embeddings, empty = model.encode_prompts(captions), model.encode_unconditional()
+        populations = sorted({pair.population_id for pair in pairs})
+        return AlignmentData(
+            latent_means=torch.cat([mean for mean, _ in encoded]),
+            latent_deviations=torch.cat([deviation for _, deviation in encoded]),
+            prompt_embeddings=embeddings.context.float(),
+            pooled=embeddings.pooled.float(),
+            empty_prompt_embedding=empty.context[0].float(),
+            empty_pooled=empty.pooled[0].float(),
+            winner=torch.tensor([samples.index(pair.winner_sample_id) for pair in pairs]),
+            loser=torch.tensor([samples.index(pair.loser_sample_id) for pair in pairs]),
+            caption=torch.tensor([captions.index(pair.caption) for pair in pairs]),
+            weight=torch.tensor([pair.weight for pair in pairs], dtype=torch.float32),
+            population=torch.tensor([populations.index(pair.population_id) for pair in pairs]),
+            winner_caption=torch.tensor([captions.index(caption_of[pair.winner_sample_id]) for pair in pairs]),
+        )
+
+    def settings(self, steps: int, round_index: int = 1, **changes: Any) -> AlignmentSettings:
+        """The preset's training, for that many steps."""
+        names = {"objective", "pairs_per_step", "learning_rate_schedule", "first_timestep", "beta", "anchor_weight"}
+        values = self.config.alignment.model_dump(include=names | {"preserve_weight", "learning_rate"})
+        seed = derive_seed(self.seed, "alignment", round_index)
+        return AlignmentSettings(
+            **(values | {"steps": steps, "seed": seed, "timestep_sampling": "stratified"} | changes)
+        )
