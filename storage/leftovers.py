@@ -1,6 +1,7 @@
 """What crashed writers of a run left, removed all at once when the run starts or goes on."""
 
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,6 +25,8 @@ def remove_leftovers(workspace: Workspace, run_id: str) -> None:
             remove_abandoned_drafts(run / STAGING)
             for folder in _half_commits(run):
                 shutil.rmtree(folder, ignore_errors=True)
+        for draft in _old_file_drafts(run):
+            draft.unlink(missing_ok=True)
 
 
 def _half_commits(run: Path) -> Iterator[Path]:
@@ -32,3 +35,11 @@ def _half_commits(run: Path) -> Iterator[Path]:
         for folder in (run / table).glob("[!.]*"):
             if folder.is_dir() and not folder.is_symlink() and not (folder / MANIFEST).is_file():
                 yield folder
+
+
+def _old_file_drafts(run: Path) -> Iterator[Path]:
+    """Drafts of `write_in_one_step` that no living writer can be at: a report takes seconds."""
+    oldest = time.time() - 3600
+    for draft in run.glob(".*~*"):
+        if draft.is_file() and draft.stat().st_mtime < oldest:
+            yield draft

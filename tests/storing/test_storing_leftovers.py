@@ -1,6 +1,8 @@
 """What crashed writers left goes when a run goes on; what writers are at stays, and so does all that is no table's."""
 
+import os
 import signal
+import time
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as StillWaiting
 from dataclasses import replace
@@ -11,6 +13,7 @@ from storage import commit
 from storage.artifacts import committed_keys, verify
 from storage.commit import STAGING, staged_artifact
 from storage.leftovers import remove_leftovers
+from storage.publication import publish_file
 
 WRITE = """
 import sys
@@ -100,3 +103,18 @@ def test_what_is_no_tables_stays(workspace, ref):
 def test_a_run_that_is_not_there_has_nothing_to_remove(workspace):
     remove_leftovers(workspace, "new")
     assert names(workspace.run_folder("new") / STAGING) == ["lock"]
+
+
+def test_drafts_of_a_report_go_when_they_are_old(workspace, ref):
+    write(ref)
+    run = workspace.run_folder(ref.run_id)
+    publish_file(workspace, ref.run_id, "report.html", b"report")
+    old, fresh = run / ".report.html~old", run / ".report.html~fresh"
+    for draft in (old, fresh):
+        draft.write_bytes(b"half a rep")
+    hours_ago = time.time() - 2 * 3600
+    os.utime(old, (hours_ago, hours_ago))
+    remove_leftovers(workspace, ref.run_id)
+    assert not old.exists()
+    assert fresh.exists()
+    assert (run / "report.html").read_bytes() == b"report"
