@@ -1,5 +1,6 @@
 """A round of training that is killed goes on from its checkpoint and ends with the same bytes."""
 
+import math
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -36,17 +37,18 @@ def configuration(**alignment_settings: object) -> RunConfig:
     return with_settings(preset("emoji"), {f"alignment.{name}": str(value) for name, value in settings.items()})
 
 
-def commit_preferences(root: Path) -> ArtifactRef:
+def commit_preferences(root: Path, round_index: int = 1) -> ArtifactRef:
     """Four images of noise and two pairs."""
     rng = np.random.default_rng(0)
     pictures = rng.integers(0, 256, (4, 64, 64, 3), dtype=np.uint8)
     images = [{"sample_id": f"s{n}", "image": encode_image(p), "format": FORMAT} for n, p in enumerate(pictures)]
-    with staged_artifact(reference(str(root), RUN, "samples", "base.round-1.00000")) as folder:
-        write_rows(folder, "images", images)
+    if round_index == 1:
+        with staged_artifact(reference(str(root), RUN, "samples", "base.round-1.00000")) as folder:
+            write_rows(folder, "images", images)
     pairs = [
         {
             "run_id": RUN,
-            "round": 1,
+            "round": round_index,
             "pair_id": f"p/{n}",
             "population_id": "p",
             "prompt_id": "prompt",
@@ -57,15 +59,15 @@ def commit_preferences(root: Path) -> ArtifactRef:
         }
         for n in range(2)
     ]
-    ref = reference(str(root), RUN, "populations", "round-1")
+    ref = reference(str(root), RUN, "populations", f"round-{round_index}")
     with staged_artifact(ref) as folder:
         write_rows(folder, "preferences", pairs)
     return ref
 
 
-def aligned(preferences: ArtifactRef, config: RunConfig, round_index: int = 1) -> ArtifactRef:
+def aligned(preferences: ArtifactRef, config: RunConfig, round_index: int = 1, parent: str = BASE) -> ArtifactRef:
     with disable_run_logger():
-        return align_round.fn(preferences, config, BASE, round_index)
+        return align_round.fn(preferences, config, parent, round_index)
 
 
 @pytest.fixture(scope="module")
@@ -128,3 +130,23 @@ def test_what_is_kept_of_a_round_is_the_average_where_one_is_kept(tmp_path: Path
     assert moved
     distance = {name: (last[name] - base[name].float()).norm() for name in moved}
     assert all((mean[name] - base[name].float()).norm() < distance[name] for name in moved)
+
+
+def adapter_of(ref: ArtifactRef) -> dict[str, Tensor]:
+    return load_file(ref.folder / "lora" / "pytorch_lora_weights.safetensors")
+
+
+@pytest.mark.parametrize("trainable", ["all", "conditioning"])
+def test_an_adapter_of_a_later_round_goes_on_from_the_one_before(tmp_path: Path, trainable: str) -> None:
+    rounds = [commit_preferences(tmp_path, 1), commit_preferences(tmp_path, 2)]
+    config = configuration(lora_rank=2, learning_rate=1e-2, trainable=trainable)
+    first = aligned(rounds[0], config)
+    second = aligned(rounds[1], with_settings(config, {"alignment.learning_rate": "1e-6"}), 2, parent="round-1")
+    before, after = adapter_of(first), adapter_of(second)
+    assert before.keys() == after.keys()
+    assert all(("attn2" in name) or trainable == "all" for name in before)
+    assert max(factor.abs().max() for name, factor in before.items() if "lora_B" in name or "lora.up" in name) > 1e-3
+    assert all(torch.allclose(before[name], after[name], atol=1e-4) for name in before)
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    losses = [row["loss"] for row in read_artifact(second, "training_steps")]
+    assert losses[0] == pytest.approx(math.log(2), abs=1e-4), "the reference is the adapter of the round before"
