@@ -8,6 +8,7 @@ from flows.sampling import sampling
 from popalign_core.config import RunConfig
 from tasks.alignment import align_round
 from tasks.counterfactuals import write_counterfactuals
+from tasks.populations import has_pairs
 from tasks.progress import expect
 from tasks.run import BASE, run_config
 from tasks.validation import record_validations, validation_verdict
@@ -44,6 +45,9 @@ def alignment(
             write_counterfactuals(workspace, run_id, settings, parent, drawn)
             _measure(run_id, parent, f"counterfactual-{drawn}", workspace, settings)
         preferences = populations(run_id, parent, drawn, workspace, settings)
+        if len(models) > 1 and not has_pairs(preferences):
+            get_run_logger().info("stopping after round %d: no prompt has a pair left", round_index - 1)
+            break
         expect(f"alignment round-{round_index}", settings.alignment.steps)
         model = align_round(preferences, settings, parent, round_index)
         models.append(model.key)

@@ -6,8 +6,8 @@ from prefect import flow
 
 from popalign_core.config import RunConfig
 from storage.artifacts import ArtifactRef, is_committed
-from tasks.classification import attributes_of, classify_shard
-from tasks.run import run_config
+from tasks.classification import attributes_of, check_classified, classify_shard
+from tasks.run import BASE, run_config
 from tasks.sampling import plan_shards
 
 
@@ -35,4 +35,6 @@ def classification(
     for shard in shards:
         if not is_committed(attributes_of(shard, role)):
             classify_shard(shard, role, settings)
+    if model_id == BASE:
+        check_classified(shards, role, settings)
     return [attributes_of(shard, role) for shard in shards]

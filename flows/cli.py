@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar, cast
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def main() -> None:
 
 
 def _fail(message: str) -> None:
-    Console(stderr=True).print(f"[bold]popalign:[/] {message}", highlight=False, soft_wrap=True)
+    Console(stderr=True).print(f"[bold]popalign:[/] {escape(message)}", highlight=False, soft_wrap=True)
     sys.exit(2)
 
 
@@ -62,7 +63,9 @@ def run(
     settings: SetOption = None,
 ) -> None:
     """Runs a preset from prompts to decision; the same run id goes on where it stopped."""
-    _execute(preset, run_id or f"{preset}-{time.strftime('%Y%m%d')}", workspace, settings or [])
+    # A default id holds the date: after midnight the same command would begin another run.
+    run_id = run_id or f"{preset}-{time.strftime('%Y%m%d')}"
+    _execute(preset, run_id, workspace, settings or [], again=f"the same with --run-id {run_id}")
 
 
 @app.command()
@@ -98,9 +101,9 @@ def sql(query: str, workspace: WorkspaceOption = Path("workspace")) -> None:
     place = Workspace.open(workspace)
     rebuild_catalog(place)
     found = run_query(place, query)
-    table = Table(*found.column_names)
+    table = Table(*map(escape, found.column_names))
     for row in found.to_pylist():
-        table.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()))
+        table.add_row(*(f"{value:.4g}" if isinstance(value, float) else escape(str(value)) for value in row.values()))
     console.print(table)
 
 
@@ -129,11 +132,11 @@ def _config(preset: str, settings: list[str]) -> "RunConfig":
     return with_settings(preset_named(preset), pairs)
 
 
-def _execute(preset: str, run_id: str, workspace: Path, settings: list[str]) -> None:
+def _execute(preset: str, run_id: str, workspace: Path, settings: list[str], again: str = "") -> None:
     _quiet_prefect()
     from storage.layout import Workspace
     from storage.locks import run_lock
-    from tasks.plan import check_inputs
+    from tasks.inputs import check_inputs
 
     config = _config(preset, settings)
     # What can be refused is refused before Prefect's server starts.
@@ -143,7 +146,8 @@ def _execute(preset: str, run_id: str, workspace: Path, settings: list[str]) -> 
     from flows.debias import debias
     from tasks.progress import terminal_progress
 
-    console.print(f"run [bold]{run_id}[/] in {workspace.absolute()} (stop with Ctrl-C; the same command goes on)")
+    place = escape(str(workspace.absolute()))
+    console.print(f"run [bold]{run_id}[/] in {place} (stop with Ctrl-C; {again or 'the same command'} goes on)")
     started = time.monotonic()
     with terminal_progress():
         summary = _without_heartbeat(
@@ -153,9 +157,9 @@ def _execute(preset: str, run_id: str, workspace: Path, settings: list[str]) -> 
     for row in summary.headline:
         table.add_row(*row)
     console.print(table)
-    console.print(f"[bold]{summary.verdict}[/]: {summary.reason}")
-    console.print(f"report: {summary.report}")
-    console.print(f'tables: popalign sql -w {workspace} "FROM comparisons"')
+    console.print(f"[bold]{summary.verdict}[/]: {escape(summary.reason)}")
+    console.print(f"report: {escape(summary.report)}")
+    console.print(f'tables: popalign sql -w {escape(str(workspace))} "FROM comparisons"')
     console.print(f"{time.monotonic() - started:.0f} s")
 
 

@@ -3,6 +3,7 @@
 from prefect import flow
 
 from popalign_core.config import PresetName, RunConfig, preset
+from popalign_core.expansion import prompts_of
 from storage.artifacts import ArtifactRef
 from tasks.expansion import write_prompts
 from tasks.run import record_run
@@ -21,5 +22,6 @@ def expansion(
         config: A whole configuration instead of the preset's.
     """
     settings = config or preset(preset_name)
+    prompts_of(settings.expansion)  # a refused list must not take the run's id
     record_run(workspace, run_id, preset_name, settings)
     return write_prompts(workspace, run_id, settings.expansion)

@@ -22,7 +22,11 @@ class ExpansionConfig(StageConfig):
 
     prompts: Annotated[
         tuple[str, ...],
-        Field(title="Prompt sets", description="Built-in sets, or `split=path` of a text file, one subject a line."),
+        Field(
+            title="Prompt sets",
+            min_length=1,
+            description="Built-in sets, or `split=path` of a text file, one subject a line.",
+        ),
     ] = ("emoji-occupations", "emoji-activities")
     axes: Annotated[
         tuple[AxisName, ...], Field(title="Axes", min_length=1, description="Perceived attributes, crossed.")
@@ -76,7 +80,8 @@ class ClassificationConfig(StageConfig):
     ] = "emoji-heads"
     min_confidence: Annotated[Share, Field(title="Least confidence")] = 0.6
     max_unclassified: Annotated[
-        Share, Field(title="Most unclassified", description="Above this share of unknowns the run stops.")
+        Share,
+        Field(title="Most unclassified", description="The run stops if the base model shows more unknowns than this."),
     ] = 0.5
 
     @model_validator(mode="after")
@@ -180,6 +185,8 @@ class RunConfig(StageConfig):
     def _images_for_winners(self) -> "RunConfig":
         if self.populations.winners == "drawn" and self.images.train_specific == 0:
             raise ValueError("populations.winners is drawn and images.train_specific is 0: there would be no winner")
+        if self.populations.winners == "counterfactual" and self.images.train_specific:
+            raise ValueError("counterfactual winners are drawn one by one: set images.train_specific to 0")
         return self
 
 

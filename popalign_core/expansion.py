@@ -6,9 +6,19 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Literal
 
-from popalign_core.attributes import Axis, cross_axes
+from popalign_core.attributes import AXES, Axis, cross_axes
+from popalign_core.config import ExpansionConfig
 from popalign_core.errors import InvalidInput
-from popalign_core.subjects import Split, Subject, check_subjects, clean_subject, refuse_group_words
+from popalign_core.prompt_sets import load_subjects
+from popalign_core.subjects import (
+    SPLITS,
+    NoPrompts,
+    Split,
+    Subject,
+    check_subjects,
+    clean_subject,
+    refuse_group_words,
+)
 from popalign_core.wording import is_couple, neutral_wording, specific_wording
 
 Kind = Literal["neutral", "specific"]
@@ -50,6 +60,18 @@ class AxisDoesNotFit(InvalidInput):
 def prompt_id(text: str) -> str:
     """12 hexadecimal digits that depend on the caption alone (BLAKE2b)."""
     return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
+
+
+def prompts_of(config: ExpansionConfig) -> list[Prompt]:
+    """All prompts of a run. Raises: InvalidInput where one is not usable, or a split has none."""
+    subjects = load_subjects(config.prompts, config.max_subjects)
+    prompts = expand_prompts(subjects, [AXES[name] for name in config.axes], config.prefix)
+    if missing := [split for split in SPLITS if all(prompt.split != split for prompt in prompts)]:
+        raise NoPrompts(
+            f"{', '.join(config.prompts)} has no prompts for {' and '.join(missing)}: a model is trained on one split, "
+            'chosen on another and judged on the third. Add "validation=path" or "eval=path", or a built-in set.'
+        )
+    return prompts
 
 
 def expand_prompts(subjects: Sequence[Subject], axes: Sequence[Axis], prefix: str = PREFIX) -> list[Prompt]:

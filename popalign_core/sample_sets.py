@@ -10,6 +10,8 @@ from popalign_core.expansion import Prompt
 from popalign_core.sampling import ImageRequest
 from popalign_core.seeds import sample_seed
 
+# Trained prompts are measured on noise that no round has used.
+TRAINED_FIRST = 1_000_000
 Purpose = Literal["validation", "evaluation", "trained", "obedience", "round"]
 
 
@@ -36,7 +38,7 @@ def slices(purpose: str, images: ImageCounts, round_index: int = 1) -> list[Slic
     known = {
         "validation": [Slice("validation", "neutral", 0, images.validation, images.validation)],
         "evaluation": [Slice("eval", "neutral", 0, images.evaluation, images.evaluation)],
-        "trained": [Slice("train", "neutral", 0, images.trained, images.trained)],
+        "trained": [Slice("train", "neutral", TRAINED_FIRST, images.trained, images.trained)],
         "obedience": [Slice("eval", "specific", 0, images.obedience, images.evaluation)],
         "round": [
             Slice("train", "neutral", first, images.train_neutral, images.train_neutral),

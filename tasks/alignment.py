@@ -26,9 +26,10 @@ from storage.layout import Workspace
 from storage.tables import write_rows
 from tasks.alignment_data import alignment_data
 from tasks.progress import progress_of
-from tasks.run import as_row, model_source, reference, timed
+from tasks.run import as_row, loaded_model, model_source, reference, timed
 
 RECORDS = "records.json"
+WHOLE_TRAINING = "alignment"
 
 
 def alignment_settings(config: AlignmentConfig, seed: int, round_index: int) -> AlignmentSettings:
@@ -57,8 +58,12 @@ def align_round(preferences: ArtifactRef, config: RunConfig, parent_id: str, rou
     A number that is none stops the training and commits nothing.
     """
     ref = reference(preferences.workspace, preferences.run_id, "models", f"round-{round_index}")
+    place = Workspace(Path(ref.workspace))
     if is_committed(ref):
+        if config.alignment.redraw:  # a crash may have come between the commit and this
+            remove_checkpoints(place, ref.run_id, ref.key)
         return ref
+    loaded_model.cache_clear()  # the sampler makes room for policy and reference
     source = model_source(ref.workspace, ref.run_id, config, parent_id)
     # A fresh load: training changes the weights in place, and the cached model must stay what its source names.
     # Full fine-tuning needs float32 master weights.
@@ -79,6 +84,7 @@ def align_round(preferences: ArtifactRef, config: RunConfig, parent_id: str, rou
             seed=settings.seed,
             earlier_lora=earlier,
             gradient_checkpointing=config.alignment.gradient_checkpointing,
+            image_size=config.sampling.image_size,
         )
         records, average = _train(policy, data, settings, ref, config.alignment)
         records = records[-config.alignment.steps :]
@@ -90,7 +96,7 @@ def align_round(preferences: ArtifactRef, config: RunConfig, parent_id: str, rou
             write_rows(folder, "models", [row])
             write_rows(folder, "training_steps", [_step_row(ref, round_index, record) for record in records])
     if config.alignment.redraw:
-        remove_checkpoints(Workspace(Path(ref.workspace)), ref.run_id, ref.key)
+        remove_checkpoints(place, ref.run_id, ref.key)
     return ref
 
 
@@ -98,7 +104,7 @@ def _train(
     policy: Policy, data: AlignmentData, settings: AlignmentSettings, ref: ArtifactRef, config: AlignmentConfig
 ) -> tuple[list[StepRecord], dict[str, Tensor] | None]:
     """Goes on from the last checkpoint, and saves one now and then; the records of all steps, the average if kept."""
-    name = ref.key if config.redraw else "alignment"
+    name = ref.key if config.redraw else WHOLE_TRAINING
     place = Workspace(Path(ref.workspace))
     folder = latest_checkpoint(place, ref.run_id, name)
     records: list[StepRecord] = []

@@ -192,10 +192,11 @@ class _Assessment:
                     resamples=self.config.assessment.resamples,
                 )
                 measure = f"obedience:{axis.name}"
-                self._add_score(model, "eval", "specific", measure, "share", self.judge_id, result.among_known)
+                self._add_score(model, "eval", "specific", measure, "share", self.judge_id, result.unknown_is_wrong)
             change = compare_obedience(
                 answers[BASE],
                 answers[self.model_id],
+                unknown_is_wrong=True,  # or a model whose people cannot be read would pass
                 rng=self.rng("obedience", axis.name),
                 resamples=self.config.assessment.resamples,
             )

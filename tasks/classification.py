@@ -1,18 +1,26 @@
 """Perceived attributes of one shard of images, by the builder or by the judge."""
 
+from collections import Counter
+from collections.abc import Sequence
+
 import numpy as np
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from popalign_core.attributes import AXES
-from popalign_core.classification import attribute
+from popalign_core.classification import Status, attribute
 from popalign_core.config import RunConfig
+from popalign_core.errors import InvalidInput
 from storage.artifacts import ArtifactRef, is_committed
 from storage.commit import staged_artifact
 from storage.images import decode_image
 from storage.tables import read_artifact, write_rows
 from tasks.progress import progress_of
-from tasks.run import classifier_of, reference, timed
+from tasks.run import classifier_of, passes, reference, timed
+
+
+class TooManyUnclassified(InvalidInput):
+    """The classifier cannot read most of what the base model draws."""
 
 
 def attributes_of(samples: ArtifactRef, role: str) -> ArtifactRef:
@@ -20,7 +28,24 @@ def attributes_of(samples: ArtifactRef, role: str) -> ArtifactRef:
     return reference(samples.workspace, samples.run_id, "attributes", f"{samples.key}.{role}")
 
 
-@task(cache_policy=NO_CACHE, retries=1)
+def check_classified(shards: Sequence[ArtifactRef], role: str, config: RunConfig) -> None:
+    """Stops a run that would be made of too few labels. Raises: TooManyUnclassified."""
+    rows = [row for shard in shards for row in read_artifact(attributes_of(shard, role), "attributes")]
+    status = Counter((row["axis"], row["status"]) for row in rows)
+    for axis in config.expansion.axes:
+        images = sum(count for (name, _), count in status.items() if name == axis)
+        unknown = images - status[axis, Status.OK]
+        if images and unknown / images > config.classification.max_unclassified:
+            reasons = ", ".join(f"{count} {kind}" for (name, kind), count in status.items() if name == axis)
+            limit = config.classification.max_unclassified
+            raise TooManyUnclassified(
+                f"{unknown} of {images} images have no known {axis} ({reasons}), more than "
+                f"classification.max_unclassified = {limit:g}. "
+                "Another classifier, or a lower classification.min_confidence, may read them."
+            )
+
+
+@task(cache_policy=NO_CACHE, retries=1, retry_condition_fn=passes)
 def classify_shard(samples: ArtifactRef, role: str, config: RunConfig) -> ArtifactRef:
     """Commits `attributes`: one row an image and axis."""
     ref = attributes_of(samples, role)

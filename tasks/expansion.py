@@ -3,10 +3,8 @@
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from popalign_core.attributes import AXES
 from popalign_core.config import ExpansionConfig
-from popalign_core.expansion import expand_prompts
-from popalign_core.prompt_sets import load_subjects
+from popalign_core.expansion import prompts_of
 from storage.artifacts import ArtifactRef, is_committed
 from storage.commit import staged_artifact
 from storage.tables import write_rows
@@ -19,8 +17,7 @@ def write_prompts(workspace: str, run_id: str, config: ExpansionConfig) -> Artif
     ref = reference(workspace, run_id, "prompts", "all")
     if is_committed(ref):
         return ref
-    subjects = load_subjects(config.prompts, config.max_subjects)
-    prompts = expand_prompts(subjects, [AXES[name] for name in config.axes], config.prefix)
+    prompts = prompts_of(config)
     with staged_artifact(ref) as folder:
         write_rows(folder, "prompts", [as_row(run_id, prompt) for prompt in prompts])
     return ref

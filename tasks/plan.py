@@ -5,15 +5,8 @@ from math import prod
 
 from popalign_core.attributes import AXES
 from popalign_core.config import RunConfig
-from popalign_core.models.checkpoints import check_source
 from popalign_core.prompt_sets import load_subjects
 from popalign_core.sample_sets import slices
-
-
-def check_inputs(config: RunConfig) -> None:
-    """What can be refused before anything is loaded or drawn. Raises: InvalidInput, ModelNotUsable."""
-    load_subjects(config.expansion.prompts, config.expansion.max_subjects)
-    check_source(config.model, config.sampling.image_size)
 
 
 def planned_work(config: RunConfig) -> list[tuple[str, str, str]]:

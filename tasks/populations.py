@@ -15,7 +15,7 @@ from popalign_core.preferences import PairWeighting
 from popalign_core.seeds import derive_seed
 from storage.artifacts import ArtifactRef, is_committed
 from storage.commit import staged_artifact
-from storage.tables import write_rows
+from storage.tables import read_artifact, write_rows
 from tasks.counterfactuals import read_counterfactuals
 from tasks.labels import labelled_samples
 from tasks.run import read_prompts, reference
@@ -64,6 +64,11 @@ def build_preferences(workspace: str, run_id: str, config: RunConfig, model_id: 
         for name, rows in found.items():
             write_rows(folder, name, rows)
     return ref
+
+
+def has_pairs(populations: ArtifactRef) -> bool:
+    """Whether there is anything to train on; not where every prompt was refused, or is at its target."""
+    return bool(read_artifact(populations, "preferences"))
 
 
 def _rows(outcome: PopulationPair | Refusal) -> dict[str, list[dict[str, object]]]:

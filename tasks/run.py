@@ -10,6 +10,8 @@ from functools import lru_cache
 from importlib.metadata import version
 from typing import Any
 
+from prefect.client.schemas.objects import State
+
 from popalign_core.config import ClassificationConfig, RunConfig, SamplingConfig, parse_config
 from popalign_core.expansion import Prompt
 from popalign_core.models.attribute_heads import HeadClassifier
@@ -126,6 +128,11 @@ def sampling_settings(config: SamplingConfig) -> SamplingSettings:
     """The stage's part of the configuration as plain values."""
     values = config.model_dump(exclude={"shard_size", "image_size"})
     return SamplingSettings(height=config.image_size, width=config.image_size, **values)
+
+
+async def passes(_task: object, _run: object, state: State[object]) -> bool:
+    """Retries what may pass: input and output. Never a configuration, a schema or a number that is none."""
+    return isinstance(await state.aresult(raise_on_failure=False), OSError)
 
 
 @contextmanager

@@ -6,7 +6,6 @@ from math import ceil, prod
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
-from prefect.client.schemas.objects import State
 
 from popalign_core.attributes import AXES
 from popalign_core.config import RunConfig
@@ -19,7 +18,7 @@ from storage.commit import staged_artifact
 from storage.images import FORMAT, encode_image
 from storage.tables import read_artifact, write_rows
 from tasks.progress import progress_of
-from tasks.run import loaded_model, model_source, read_prompts, reference, sampling_settings, timed
+from tasks.run import loaded_model, model_source, passes, read_prompts, reference, sampling_settings, timed
 
 
 def planned_requests(workspace: str, run_id: str, config: RunConfig, model_id: str, purpose: str) -> list[ImageRequest]:
@@ -70,12 +69,7 @@ def images_missing(shards: Sequence[ArtifactRef], config: RunConfig) -> int:
     return sum(count for count, shard in zip(sizes, shards, strict=True) if not is_committed(shard))
 
 
-async def _passes(_task: object, _run: object, state: State[object]) -> bool:
-    """Retries what may pass: input and output. Never a configuration, a schema or a number that is none."""
-    return isinstance(await state.aresult(raise_on_failure=False), OSError)
-
-
-@task(cache_policy=NO_CACHE, retries=2, retry_delay_seconds=5, retry_condition_fn=_passes)
+@task(cache_policy=NO_CACHE, retries=2, retry_delay_seconds=5, retry_condition_fn=passes)
 def sample_shard(ref: ArtifactRef, config: RunConfig) -> ArtifactRef:
     """Draws one shard and commits `samples` and `images`."""
     if is_committed(ref):

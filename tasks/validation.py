@@ -10,8 +10,11 @@ from popalign_core.attributes import AXES
 from popalign_core.config import RunConfig
 from popalign_core.population_counts import group_counts
 from storage.artifacts import is_committed
+from storage.checkpoints import remove_checkpoints
 from storage.commit import staged_artifact
+from storage.layout import Workspace
 from storage.tables import write_rows
+from tasks.alignment import WHOLE_TRAINING
 from tasks.labels import labelled_samples
 from tasks.run import reference
 
@@ -71,4 +74,5 @@ def record_validations(workspace: str, run_id: str, config: RunConfig, model_ids
     if not is_committed(ref):
         with staged_artifact(ref) as folder:
             write_rows(folder, "validations", rows)
+    remove_checkpoints(Workspace.open(workspace), run_id, WHOLE_TRAINING)  # of a training without rounds
     return kept

@@ -1,5 +1,6 @@
 """Perceived attributes by image classifiers of transformers, one an axis (FairFace-type models from the hub too)."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-from popalign_core.attributes import Axis
+from popalign_core.attributes import AXES, Axis
 from popalign_core.classification import AxisProbabilities, softmax
 from popalign_core.errors import ModelNotUsable
 from popalign_core.models.checkpoints import check_weights, resolve_source, source_digest
@@ -26,6 +27,43 @@ SYNONYMS = {
     "latino": "latino hispanic",
     "hispanic": "latino hispanic",
 }
+
+
+def check_heads(source: str, axes: Sequence[str]) -> None:
+    """What can be said before anything is loaded: a head for every axis, with weights and known labels.
+
+    Raises: ModelNotUsable.
+    """
+    folder = Path(resolve_source(source))
+    if not folder.is_dir():
+        raise ModelNotUsable(
+            f"there is no folder {source} of classifiers (classification.judge): one sub-folder an axis is expected, "
+            f"{', '.join(axes)}, each an image classifier of transformers. Embedded: emoji-heads."
+        )
+    for name in axes:
+        if not (folder / name / "config.json").is_file():
+            raise ModelNotUsable(f"the judge {source} has no classifier for {name}: {folder / name} is expected.")
+        check_weights(folder / name)
+        labels = _read_labels(folder / name / "config.json")
+        odd = [label for label in labels if _group(label) not in {*AXES[name].groups, *NO_PERSON_LABELS}]
+        if odd:
+            raise ModelNotUsable(
+                f"{folder / name} tells {', '.join(odd)} apart, which are no groups of {name}: "
+                f"{', '.join(AXES[name].groups)}. Rename them in its config.json (id2label)."
+            )
+
+
+def _read_labels(config: Path) -> list[str]:
+    try:
+        return [str(label) for label in json.loads(config.read_text(encoding="utf-8"))["id2label"].values()]
+    except (ValueError, KeyError, AttributeError) as error:
+        raise ModelNotUsable(f"{config} names no labels (id2label): {error}.") from error
+
+
+def _group(label: str) -> str:
+    """What a published classifier's label is called in our vocabularies."""
+    name = label.strip().lower()
+    return SYNONYMS.get(name, name)
 
 
 class HeadClassifier:
@@ -81,11 +119,11 @@ class HeadClassifier:
             shares = softmax(logits)
             by_group = np.zeros((len(images), len(axis.groups)), dtype=shares.dtype)
             no_person = np.zeros(len(images), dtype=shares.dtype)
-            for column, label in enumerate(label.strip().lower() for label in labels):
-                if label in NO_PERSON_LABELS:
+            for column, group in enumerate(_group(label) for label in labels):
+                if group in NO_PERSON_LABELS:
                     no_person += shares[:, column]
                 else:
-                    by_group[:, axis.index(SYNONYMS.get(label, label))] += shares[:, column]
+                    by_group[:, axis.index(group)] += shares[:, column]
             total = np.maximum(by_group.sum(axis=1, keepdims=True), np.finfo(np.float32).tiny)
             outcomes.append(AxisProbabilities(axis, by_group / total, no_person))
         return outcomes

@@ -15,7 +15,7 @@ from diffusers import (
 )
 from torch import Tensor
 
-from popalign_core.errors import ModelNotUsable
+from popalign_core.errors import InvalidInput, ModelNotUsable
 from popalign_core.models.checkpoints import (
     check_image_size,
     check_pipeline_folder,
@@ -63,6 +63,7 @@ class SdxlModel:
         self.pipeline = pipeline
         self.source = source
         self.device = device
+        self._encoded: dict[str, tuple[Tensor, Tensor]] = {}
 
     @property
     def pixels_per_latent(self) -> int:
@@ -83,17 +84,19 @@ class SdxlModel:
     def encode_prompts(self, texts: Sequence[str]) -> PromptEmbeddings:
         """Embeddings of prompts, on the CPU in the model's dtype; the empty one by `encode_unconditional`.
 
-        Each prompt is encoded alone: in a batch its embedding would change, by rounding, with the batch's size.
+        Each prompt is encoded alone: in a batch its embedding would change, by rounding, with the batch's size. Each is
+        encoded once, however many shards use it: the text encoders are never trained.
         """
-        encoded = [
-            self.pipeline.encode_prompt(
-                prompt=text, device=self.device, num_images_per_prompt=1, do_classifier_free_guidance=False
-            )
-            for text in texts
-        ]
-        contexts: list[Tensor] = [context.cpu() for context, _, _, _ in encoded]
-        pooled: list[Tensor] = [vector.cpu() for _, _, vector, _ in encoded]
-        return PromptEmbeddings(torch.cat(contexts), torch.cat(pooled))
+        for text in texts:
+            if text not in self._encoded:
+                context, _, pooled, _ = self.pipeline.encode_prompt(
+                    prompt=text, device=self.device, num_images_per_prompt=1, do_classifier_free_guidance=False
+                )
+                self._encoded[text] = context.cpu(), pooled.cpu()
+        found = [self._encoded[text] for text in texts]
+        return PromptEmbeddings(
+            torch.cat([context for context, _ in found]), torch.cat([pooled for _, pooled in found])
+        )
 
     @torch.no_grad()
     def encode_unconditional(self) -> PromptEmbeddings:
@@ -120,9 +123,15 @@ class SdxlModel:
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of a name; `auto` is the first accelerator, else the CPU."""
+    """The device of a name; `auto` is the first accelerator, else the CPU. Raises: InvalidInput."""
     if name != "auto":
-        return torch.device(name)
+        try:
+            device = torch.device(name)
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            reason = str(error).splitlines()[0]
+            raise InvalidInput(f"device is {name!r}, which cannot be used here: {reason} Try auto or cpu.") from error
+        return device
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return accelerator or torch.device("cpu")
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from popalign_core.alignment.adapters import FullPolicy, LoraPolicy, Policy, TrainablePart
 from popalign_core.alignment.denoiser import NoiseSchedule
-from popalign_core.models.lora import LoraTargets, add_lora, load_lora, save_lora
+from popalign_core.models.lora import add_lora, load_lora, save_lora
 from popalign_core.models.sdxl import SdxlModel
 
 
@@ -25,8 +25,11 @@ class SdxlDenoiser(nn.Module):
 
     def forward(self, noisy: Tensor, timesteps: Tensor, prompt_embeddings: Tensor, pooled: Tensor) -> Tensor:
         """See `TrainableDenoiser`."""
-        time_ids = self.get_buffer("time_ids").to(noisy.device, pooled.dtype).expand(len(noisy), -1)
-        conditions = {"text_embeds": pooled, "time_ids": time_ids}
+        # Adapters keep a float32 of their own, so the UNet's first layer says what it computes in.
+        dtype = self.unet.conv_in.weight.dtype
+        time_ids = self.get_buffer("time_ids").to(noisy.device, dtype).expand(len(noisy), -1)
+        conditions = {"text_embeds": pooled.to(dtype), "time_ids": time_ids}
+        noisy, prompt_embeddings = noisy.to(dtype), prompt_embeddings.to(dtype)
         return self.unet(noisy, timesteps, prompt_embeddings, added_cond_kwargs=conditions, return_dict=False)[0]
 
     def named_parameters(
@@ -48,19 +51,21 @@ def make_policy(
     *,
     lora_rank: int,
     trainable: TrainablePart = "all",
-    lora_targets: LoraTargets | None = None,
     seed: int,
     earlier_lora: Path | None = None,
     gradient_checkpointing: bool = False,
+    image_size: int = 0,
 ) -> Policy:
     """A policy over a loaded model's UNet: fine-tuning in float32 (rank 0) of that part, or a LoRA adapter on it.
 
-    lora_targets: None for all attention, or cross-attention alone where the conditioning is the part to train.
+    The adapter is on all attention, or on cross-attention alone where the conditioning is the part to train.
     earlier_lora: folder of the adapter of the round before; training goes on from it and compares with it. The model
-    must then have been loaded without an adapter.
+    must then have been loaded without an adapter. image_size: pixels a side that the images were drawn at, which SDXL
+    is conditioned on; 0 = the model's own.
     """
     unet = model.pipeline.unet
-    denoiser = SdxlDenoiser(unet, noise_schedule(model), model.time_ids(model.native_size, model.native_size))
+    side = image_size or model.native_size
+    denoiser = SdxlDenoiser(unet, noise_schedule(model), model.time_ids(side, side))
     denoiser.to(model.device)
     if gradient_checkpointing:
         unet.enable_gradient_checkpointing()
@@ -71,7 +76,7 @@ def make_policy(
     if earlier_lora is not None:
         load_lora(unet, earlier_lora)
         return LoraPolicy(denoiser, unet, reference_at="start")
-    add_lora(unet, lora_rank, lora_targets or ("attention" if trainable == "all" else "cross_attention"), seed)
+    add_lora(unet, lora_rank, "attention" if trainable == "all" else "cross_attention", seed)
     return LoraPolicy(denoiser, unet)
 
 

@@ -46,6 +46,20 @@ PHRASES: dict[str, dict[str, tuple[str, ...]]] = {
 NO_PERSON_PHRASES = ("an object",)
 
 
+def check_builder(source: str, axes: Sequence[str]) -> None:
+    """What can be said before anything is loaded: phrases for every axis, and weights where it is a folder.
+
+    Raises: ModelNotUsable.
+    """
+    if missing := [name for name in axes if name not in PHRASES]:
+        raise ModelNotUsable(f"there are no phrases for {', '.join(missing)}; there are for {', '.join(PHRASES)}.")
+    folder = Path(resolve_source(source.partition("@")[0]))
+    if folder.is_dir():
+        check_weights(folder)
+    elif source.startswith((".", "/", "~")):
+        raise ModelNotUsable(f"there is no folder {source} of an open_clip model (classification.builder).")
+
+
 class ZeroShotClassifier:
     """An open_clip model with its text features of groups computed once per axis; also the source of features."""
 

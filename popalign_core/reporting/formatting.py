@@ -15,12 +15,12 @@ MEASURES = {
     "l2": "L2 disparity",
     "unbiased_squared_l2": "Squared L2, less what sampling adds",
     "total_variation": "Total variation",
-    "kl": "KL divergence",
+    "kl_divergence": "KL divergence",
     "normalized_entropy": "Entropy, share of the largest possible",
     "worst_group_share": "Share of the rarest group",
-    "paper_code": "L2 over the observed groups only, as in the paper's code",
+    "paper_code_disparity": "L2 over the observed groups only, as in the paper's code",
     "clip_score": "CLIP score",
-    "frechet_distance": "Frechet distance to the base model",
+    "frechet_to_base": "Frechet distance to the base model",
     "kernel_distance": "Kernel distance to the base model",
 }
 _NOT_MEASURED = Markup('<span class="absent">not measured</span>')

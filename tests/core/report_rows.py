@@ -142,7 +142,7 @@ def scores():
         measure = {"kind": "neutral", "measure": "clip_score", "unit": "points", "value": clip}
         found.append(common | measure | {"low": clip - 0.31, "high": clip + 0.28, "n": 384})
         if frechet is not None:
-            measure = {"kind": "neutral", "measure": "frechet_distance", "unit": "judge features", "value": frechet}
+            measure = {"kind": "neutral", "measure": "frechet_to_base", "unit": "judge features", "value": frechet}
             found.append(common | measure | {"low": 2.41, "high": 4.02, "n": 384})
     return found
 

@@ -48,7 +48,7 @@ def test_every_file_is_read_and_tells_its_division(name: str) -> None:
 def test_the_sizes_are_as_stated() -> None:
     assert {name: sizes(name) for name in prompt_sets.SUITES} == {
         "emoji-occupations": (11, 3, 6),
-        "emoji-activities": (10, 2, 6),
+        "emoji-activities": (16, 4, 9),
         "sdxl-occupations": (300, 20, 100),
         "descriptors": (40, 5, 15),
         "couples": (20, 3, 7),
@@ -162,6 +162,6 @@ def test_entries_are_sets_files_and_single_subjects(tmp_path: Path) -> None:
 def test_the_first_so_many_of_each_split() -> None:
     entries = ["emoji-occupations", "emoji-activities"]
     every = prompt_sets.load_subjects(entries)
-    assert len(every) == 38
+    assert len(every) == 49
     few = prompt_sets.load_subjects(entries, max_subjects=2)
     assert few == [s for split in SPLITS for s in [one for one in every if one.split == split][:2]]

@@ -7,8 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from flows.cli import main
+from flows.expansion import expansion
+from popalign_core.config import ExpansionConfig, preset
+from popalign_core.errors import PopalignError
 from popalign_core.models.checkpoints import EMBEDDED
 from storage.layout import Workspace
 from storage.locks import run_lock
@@ -86,6 +90,59 @@ def test_an_empty_prompt_file(refused: Refused, tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("")
     assert str(prompts) in refused(f"expansion.prompts=eval={prompts}")
+
+
+def test_an_empty_prompt_list(refused: Refused) -> None:
+    assert "unknown prompt set ''" in refused("expansion.prompts=")
+    with pytest.raises(ValidationError, match="at least 1 item"):
+        ExpansionConfig(prompts=())
+
+
+def test_a_prompt_list_without_prompts_to_judge_on(refused: Refused) -> None:
+    said = refused("expansion.prompts=train:cook")
+    assert "has no prompts for validation and eval" in said
+
+
+def test_a_neutral_prompt_that_names_a_group(refused: Refused) -> None:
+    assert "policeman" in refused("expansion.prompts=train:policeman,validation:cook,eval:judge")
+
+
+def test_a_subject_in_two_splits(refused: Refused) -> None:
+    assert "cook" in refused("expansion.prompts=train:cook,validation:judge,eval:a cook")
+
+
+def test_a_refused_prompt_list_leaves_the_run_id_free(tmp_path: Path) -> None:
+    """Also where nobody looked before: a flow that is started by a deployment."""
+    bad = preset("emoji").model_copy(update={"expansion": ExpansionConfig(prompts=("train:policeman",))})
+    with pytest.raises(PopalignError, match="policeman"):
+        expansion.fn("r", "emoji", str(tmp_path), bad)
+    assert list(tmp_path.glob("runs/r/*/*/manifest.json")) == []
+
+
+def test_a_judge_that_is_not_there(refused: Refused, tmp_path: Path) -> None:
+    assert "there is no folder" in refused(f"classification.judge={tmp_path}/nowhere")
+
+
+def test_a_judge_without_a_head_for_an_axis(refused: Refused, tmp_path: Path) -> None:
+    heads = Path(shutil.copytree(EMBEDDED["emoji-heads"], tmp_path / "heads"))
+    shutil.rmtree(heads / "perceived_skin_tone")
+    assert "has no classifier for perceived_skin_tone" in refused(f"classification.judge={heads}")
+
+
+def test_a_judge_that_tells_unknown_groups_apart(refused: Refused, tmp_path: Path) -> None:
+    heads = Path(shutil.copytree(EMBEDDED["emoji-heads"], tmp_path / "heads"))
+    config = heads / "perceived_gender" / "config.json"
+    config.write_text(config.read_text().replace('"woman"', '"robot"'))
+    assert "robot" in refused(f"classification.judge={heads}")
+
+
+def test_a_builder_that_is_not_there(refused: Refused, tmp_path: Path) -> None:
+    assert "there is no folder" in refused(f"classification.builder={tmp_path}/nowhere")
+
+
+@pytest.mark.parametrize("device", ["gpuu", "cuda:77"])
+def test_a_device_that_is_not_there(refused: Refused, device: str) -> None:
+    assert f"device is '{device}', which cannot be used here" in refused(f"device={device}")
 
 
 def test_a_run_that_is_being_worked_on(refused: Refused, tmp_path: Path) -> None:

@@ -6,8 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
-from flows.cli import main
+from flows.cli import app, main
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
@@ -46,6 +47,21 @@ def test_a_newer_workspace_is_refused(
     assert run(monkeypatch, "status", "-w", str(tmp_path)) == 2
     assert "schema 99" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["workspace.json"]
+
+
+def test_square_brackets_are_text(tmp_path: Path) -> None:
+    assert (
+        CliRunner()
+        .invoke(app, ["sql", "SELECT '[/x] [bold]' AS said", "-w", str(tmp_path)])
+        .output.count("[/x] [bold]")
+    )
+
+
+def test_square_brackets_in_a_message_are_text(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "plan", "[/x]") == 2
+    assert "unknown preset '[/x]'" in capsys.readouterr().err
 
 
 def test_help_loads_neither_torch_nor_prefect() -> None:

@@ -17,7 +17,7 @@ from storage.errors import NotCommitted
 from storage.images import decode_image
 from storage.tables import read_artifact
 from tasks import sampling
-from tasks.classification import classify_shard
+from tasks.classification import TooManyUnclassified, check_classified, classify_shard
 from tasks.expansion import write_prompts
 from tasks.run import BASE, read_prompts, reference
 from tasks.sampling import images_missing, plan_shards, sample_shard
@@ -104,3 +104,12 @@ def test_samples_without_their_image_are_refused(written_run) -> None:
     (samples.folder / "images.parquet").unlink()
     with pytest.raises(NotCommitted, match="no committed images"):
         classify_shard.fn(samples, "builder", written_run.config)
+
+
+def test_a_base_model_that_cannot_be_read_stops_the_run(written_run) -> None:
+    samples = written_run.commit_samples(BASE, PURPOSE)
+    written_run.commit_labels(samples, "builder", lambda row: "man" if row["sample_index"] < 3 else None)
+    with pytest.raises(TooManyUnclassified, match=r"10 of 16 images have no known perceived_gender"):
+        check_classified([samples], "builder", written_run.config)
+    generous = with_settings(written_run.config, {"classification.max_unclassified": "0.7"})
+    check_classified([samples], "builder", generous)

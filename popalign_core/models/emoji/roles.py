@@ -58,7 +58,8 @@ OCCUPATIONS = _occupations(
 )
 
 ACTIVITIES = [
-    Role(key, "person " + key.replace("-", " "), "activity", ACTIVITY_MEN_SHARE)
+    # "White" is a group's name, which a neutral caption must not hold.
+    Role(key, "person " + key.replace("white-", "").replace("-", " "), "activity", ACTIVITY_MEN_SHARE)
     for key in (
         "bowing facepalming feeding-baby frowning gesturing-no gesturing-ok getting-haircut getting-massage "
         "in-lotus-position in-steamy-room in-tuxedo juggling lifting-weights pouting raising-hand shrugging "

@@ -1,0 +1,17 @@
+"""What a run can be refused for before anything is loaded or drawn."""
+
+from popalign_core.config import RunConfig
+from popalign_core.expansion import prompts_of
+from popalign_core.models.attribute_heads import check_heads
+from popalign_core.models.checkpoints import check_source
+from popalign_core.models.sdxl import pick_device
+from popalign_core.models.zero_shot import check_builder
+
+
+def check_inputs(config: RunConfig) -> None:
+    """Prompts, models, classifiers and device. Raises: InvalidInput, ModelNotUsable."""
+    prompts_of(config.expansion)
+    check_source(config.model, config.sampling.image_size)
+    check_builder(config.classification.builder, config.expansion.axes)
+    check_heads(config.classification.judge, config.expansion.axes)
+    pick_device(config.device)
