@@ -81,7 +81,7 @@ ASSESSMENT_TABLES: dict[str, TableSpec] = {
             JUDGE,
             SPLIT,
             ("kind", STR, "neutral or specific prompts"),
-            ("measure", STR, "clip_score, frechet_distance, obedience:<axis> ..."),
+            ("measure", STR, "clip_score, frechet_to_base, obedience:<axis> ..."),
             ("unit", STR, "of value, low and high"),
             *VALUES,
             N,

@@ -4,7 +4,7 @@ import pyarrow as pa
 
 STR, I32, I64, F32, F64 = pa.string(), pa.int32(), pa.int64(), pa.float32(), pa.float64()
 RUN = ("run_id", STR, "run that wrote the row")
-MODEL = ("model_id", STR, "model that drew the image: base, round-1, ... aligned")
+MODEL = ("model_id", STR, "model that drew the image: base, round-1, round-2 ...")
 PROMPT = ("prompt_id", STR, "prompt, a hash of its text")
 SAMPLE = ("sample_id", STR, "image: model/prompt/index")
 SPLIT = ("split", STR, "train, validation or eval")

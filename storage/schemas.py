@@ -125,7 +125,7 @@ TABLES: dict[str, TableSpec] = {
             ("caption", STR, "the neutral prompt's text"),
             ("winner_sample_id", STR, "image of the preferred population"),
             ("loser_sample_id", STR, "image of the dispreferred population"),
-            ("weight", F32, "weight in the loss, mean 1 over a round"),
+            ("weight", F32, "weight in the loss, above 0; what its mean is depends on the weighting"),
         ],
     ),
     "refusals": (
@@ -165,7 +165,7 @@ TABLES: dict[str, TableSpec] = {
             RUN,
             MODEL,
             ROUND,
-            ("step", I32, "finished steps of the round, from 1"),
+            ("step", I32, "finished steps of the training that the model belongs to, from 1"),
             ("loss", F64, "with the anchor"),
             ("implicit_accuracy", F64, "share of pairs whose winner gained more on the reference than its loser"),
             ("winner_margin", F64, "mean gain of winners on the reference, mean squared error"),
