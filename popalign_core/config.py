@@ -192,7 +192,7 @@ class RunConfig(StageConfig):
 
 _EMOJI = RunConfig(
     sampling=SamplingConfig(scheduler="dpm++", steps=10, guidance_scale=3.0, batch_size=64, shard_size=256),
-    images=ImageCounts(train_neutral=16, train_specific=0, validation=16, evaluation=40, trained=4, obedience=2),
+    images=ImageCounts(train_neutral=12, train_specific=0, validation=24, evaluation=40, trained=4, obedience=2),
     populations=PopulationsConfig(winners="counterfactual", weighting="axis"),
     alignment=AlignmentConfig(
         rounds=4,
