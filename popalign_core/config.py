@@ -135,6 +135,10 @@ class AlignmentConfig(StageConfig):
     first_timestep: Annotated[
         int, Field(title="First timestep", ge=0, description="Less noise than this is not trained on; 0 = all.")
     ] = 0
+    caption_mixing: Annotated[
+        float,
+        Field(title="Mixing", ge=0, le=1, description="Each caption is moved up to this share of the way to another."),
+    ] = 0.0
     trainable: Annotated[
         Literal["all", "conditioning"],
         Field(title="Trainable part", description="All of the UNet, or only where the caption enters."),
@@ -203,6 +207,7 @@ _EMOJI = RunConfig(
         first_timestep=350,
         anchor_weight=0,
         preserve_weight=3000,
+        caption_mixing=0.6,
         trainable="conditioning",
     ),
 )

@@ -38,7 +38,7 @@ def alignment_settings(config: AlignmentConfig, seed: int, round_index: int) -> 
     Without `redraw` all rounds are one training, which the later ones take further.
     """
     names = "objective pairs_per_step learning_rate_schedule first_timestep beta anchor_weight preserve_weight "
-    names += "winner_preserving ema_decay"
+    names += "winner_preserving ema_decay caption_mixing"
     values = config.model_dump(include=set(names.split()))
     first, rounds = (round_index, 1) if config.redraw else (1, round_index)
     return AlignmentSettings(

@@ -130,8 +130,9 @@ def draw_batch(
 
     captions, keep = data.caption[pairs], ~dropped
     named = _named_captions(data, settings, pairs[mine])
-    embeddings = torch.where(keep[:, None, None], data.prompt_embeddings[captions], data.empty_prompt_embedding)
-    pooled = torch.where(keep[:, None], data.pooled[captions], data.empty_pooled)
+    context, vectors = _mixed_captions(data, settings, captions, generator)
+    embeddings = torch.where(keep[:, None, None], context, data.empty_prompt_embedding)
+    pooled = torch.where(keep[:, None], vectors, data.empty_pooled)
     return PairBatch(
         winner_latents=_latents(data, data.winner[pairs], posterior, 0)[mine].to(device),
         loser_latents=_latents(data, data.loser[pairs], posterior, 1)[mine].to(device),
@@ -144,6 +145,26 @@ def draw_batch(
         global_pairs=len(pairs),
         named_embeddings=None if named is None else data.prompt_embeddings[named].float().to(device),
         named_pooled=None if named is None else data.pooled[named].float().to(device),
+    )
+
+
+def _mixed_captions(
+    data: AlignmentData, settings: AlignmentSettings, captions: Tensor, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Embeddings of the captions, each moved some of the way to another pair's caption; context and pooled.
+
+    Few subjects are trained on; between them too the model should learn the same. After mixup (Zhang et al. 2018, arXiv
+    1710.09412), of the conditions alone.
+    """
+    context, pooled = data.prompt_embeddings[captions], data.pooled[captions]
+    if not settings.caption_mixing:
+        return context, pooled
+    known = torch.unique(data.caption)
+    others = known[torch.randint(len(known), (len(captions),), generator=generator)]
+    shares = settings.caption_mixing * torch.rand(len(captions), generator=generator)
+    return (
+        context.float().lerp(data.prompt_embeddings[others].float(), shares[:, None, None]),
+        pooled.float().lerp(data.pooled[others].float(), shares[:, None]),
     )
 
 

@@ -20,8 +20,9 @@ class AlignmentSettings:
     latent element, as in the paper's code; see `objective.natural_beta`. anchor_weight: weight of the mean winner
     error added to the loss. preserve_weight: weight of the squared distance between the predictions of policy and
     reference for winners under the captions that name their groups, which keeps such captions obeyed.
-    caption_dropout: share of pairs trained under the empty caption. max_gradient_norm, ema_decay: None switches them
-    off. winner_preserving: shrink the push away from a loser so that the winner's error does not rise to first order.
+    caption_dropout: share of pairs trained under the empty caption. caption_mixing: each caption's embedding is moved
+    up to this share of the way to another one's. max_gradient_norm, ema_decay: None switches them off.
+    winner_preserving: shrink the push away from a loser so that the winner's error does not rise to first order.
     schedule_steps: steps at which the learning rate schedule ends, None for `steps`. first_timestep: images with less
     noise than at this one are not trained on.
 
@@ -37,6 +38,7 @@ class AlignmentSettings:
     anchor_weight: float = 0.0
     preserve_weight: float = 0.0
     caption_dropout: float = 0.1
+    caption_mixing: float = 0.0
     max_gradient_norm: float | None = 1.0
     weight_decay: float = 0.01
     ema_decay: float | None = None
@@ -62,6 +64,7 @@ class AlignmentSettings:
         _require_within("preserve_weight", self.preserve_weight, 0, math.inf)
         _require_within("weight_decay", self.weight_decay, 0, math.inf)
         _require_within("caption_dropout", self.caption_dropout, 0, 1)
+        _require_within("caption_mixing", self.caption_mixing, 0, 1)
         _require_within("ema_decay", 0 if self.ema_decay is None else self.ema_decay, 0, 1)
 
     def learning_rate_at(self, step: int) -> float:

@@ -190,7 +190,9 @@ class Study:
     def settings(self, steps: int, round_index: int = 1, **changes: Any) -> AlignmentSettings:
         """The preset's training, for that many steps."""
         names = {"objective", "pairs_per_step", "learning_rate_schedule", "first_timestep", "beta", "anchor_weight"}
-        values = self.config.alignment.model_dump(include=names | {"preserve_weight", "learning_rate"})
+        values = self.config.alignment.model_dump(
+            include=names | {"preserve_weight", "learning_rate", "caption_mixing"}
+        )
         seed = derive_seed(self.seed, "alignment", round_index)
         return AlignmentSettings(
             **(values | {"steps": steps, "seed": seed, "timestep_sampling": "stratified"} | changes)

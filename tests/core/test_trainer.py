@@ -156,6 +156,23 @@ def test_dropped_captions_are_the_empty_one() -> None:
         )
 
 
+def test_mixed_captions_lie_between_their_own_and_another_one() -> None:
+    """Nothing else in the batch changes, and without mixing nothing is drawn for it."""
+    pooled = torch.randn(data_of().pooled.shape, generator=torch.Generator().manual_seed(0))
+    data, settings = replace(data_of(), pooled=pooled), replace(SETTINGS, pairs_per_step=200, caption_dropout=0.0)
+    plain = draw_batch(data, settings, 0, 100)
+    mixed = draw_batch(data, replace(settings, caption_mixing=0.6), 0, 100)
+    for name in ("winner_latents", "loser_latents", "noise", "timesteps"):
+        assert torch.equal(getattr(plain, name), getattr(mixed, name))
+    assert not torch.equal(plain.pooled, mixed.pooled)
+    known = data.pooled[torch.unique(data.caption)].float()
+    furthest = torch.cdist(known, known).max()
+    moved = (mixed.pooled - plain.pooled).norm(dim=1)
+    assert 0.2 * furthest < moved.max() <= 0.6 * furthest + 1e-5
+    assert bool((mixed.pooled >= known.min(dim=0).values - 1e-5).all())
+    assert bool((mixed.pooled <= known.max(dim=0).values + 1e-5).all())
+
+
 def test_latents_are_drawn_from_the_encoders_posterior() -> None:
     data = data_of(
         latent_means=np.zeros((80, *SHAPE), np.float32), latent_deviations=np.full((80, *SHAPE), 0.5, np.float32)
@@ -194,6 +211,7 @@ def test_impossible_data_is_refused(change: dict[str, np.ndarray], message: str)
         {"learning_rate": math.nan},
         {"beta": -1.0},
         {"caption_dropout": 1.5},
+        {"caption_mixing": 1.5},
         {"ema_decay": 2.0},
         {"max_gradient_norm": 0.0},
         {"warmup_steps": -1},
