@@ -158,8 +158,14 @@ def test_dropped_captions_are_the_empty_one() -> None:
 
 def test_mixed_captions_lie_between_their_own_and_another_one() -> None:
     """Nothing else in the batch changes, and without mixing nothing is drawn for it."""
-    pooled = torch.randn(data_of().pooled.shape, generator=torch.Generator().manual_seed(0))
-    data, settings = replace(data_of(), pooled=pooled), replace(SETTINGS, pairs_per_step=200, caption_dropout=0.0)
+    data = data_of()
+    data = replace(
+        data,
+        prompt_embeddings=data.prompt_embeddings[:1].repeat(3, 1, 1),
+        pooled=torch.randn(3, data.pooled.shape[1], generator=torch.Generator().manual_seed(0)),
+        caption=torch.arange(len(data.winner)) % 3,
+    )
+    settings = replace(SETTINGS, pairs_per_step=200, caption_dropout=0.0)
     plain = draw_batch(data, settings, 0, 100)
     mixed = draw_batch(data, replace(settings, caption_mixing=0.6), 0, 100)
     for name in ("winner_latents", "loser_latents", "noise", "timesteps"):
