@@ -159,8 +159,7 @@ def _mixed_captions(
     context, pooled = data.prompt_embeddings[captions], data.pooled[captions]
     if not settings.caption_mixing:
         return context, pooled
-    in_use: list[int] = data.caption.tolist()  # pyright: ignore[reportUnknownMemberType]
-    known = torch.tensor(sorted(set(in_use)))
+    known = torch.from_numpy(np.unique(data.caption.numpy()))
     others = known[torch.randint(len(known), (len(captions),), generator=generator)]
     shares = settings.caption_mixing * torch.rand(len(captions), generator=generator)
     return (
