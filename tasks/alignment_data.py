@@ -36,21 +36,17 @@ def alignment_data(preferences: ArtifactRef, model: SdxlModel, *, named: bool) -
     populations = sorted({row["population_id"] for row in pairs})
     stored = read_images(Workspace(Path(preferences.workspace)), preferences.run_id, samples)
     mean, deviation = _encoded([stored[sample] for sample in samples], model)
-    embeddings, empty = model.encode_prompts(captions), model.encode_unconditional()
 
     return AlignmentData(
         latent_means=mean,
         latent_deviations=deviation,
-        prompt_embeddings=embeddings.context.float(),
-        pooled=embeddings.pooled.float(),
-        empty_prompt_embedding=empty.context[0].float(),
-        empty_pooled=empty.pooled[0].float(),
         winner=_positions(pairs, "winner_sample_id", samples),
         loser=_positions(pairs, "loser_sample_id", samples),
         caption=_positions(pairs, "caption", captions),
         weight=torch.tensor([row["weight"] for row in pairs], dtype=torch.float32),
         population=_positions(pairs, "population_id", populations),
         winner_caption=torch.tensor([captions.index(text) for text in own_captions]) if named else None,
+        **model.encode_captions(captions),
     )
 
 

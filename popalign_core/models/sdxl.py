@@ -106,6 +106,16 @@ class SdxlModel:
             return PromptEmbeddings(torch.zeros_like(empty.context), torch.zeros_like(empty.pooled))
         return empty
 
+    def encode_captions(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        """Embeddings of captions and of the empty one, in float32, by the names of `AlignmentData`."""
+        embeddings, empty = self.encode_prompts(texts), self.encode_unconditional()
+        return {
+            "prompt_embeddings": embeddings.context.float(),
+            "pooled": embeddings.pooled.float(),
+            "empty_prompt_embedding": empty.context[0].float(),
+            "empty_pooled": empty.pooled[0].float(),
+        }
+
     def time_ids(self, height: int, width: int) -> Tensor:
         """SDXL's size conditions (1, 6): original size, crop corner, target size."""
         return torch.tensor([[height, width, 0, 0, height, width]], dtype=torch.float32)

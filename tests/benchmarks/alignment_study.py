@@ -18,7 +18,7 @@ from popalign_core.attributes import AXES
 from popalign_core.classification import AttributeClassifier, attribute
 from popalign_core.config import RunConfig
 from popalign_core.counterfactuals import pair_counterfactuals, plan_counterfactuals
-from popalign_core.expansion import Prompt, expand_prompts
+from popalign_core.expansion import Prompt, prompts_of
 from popalign_core.models.attribute_heads import HeadClassifier
 from popalign_core.models.sdxl import ModelSource, load_sdxl
 from popalign_core.models.trainable import SdxlDenoiser
@@ -26,7 +26,6 @@ from popalign_core.models.zero_shot import ZeroShotClassifier
 from popalign_core.population_counts import LabelledSample, PopulationPlan, axis_excess, group_counts
 from popalign_core.populations import PopulationPair
 from popalign_core.preferences import PairWeighting, Preference
-from popalign_core.prompt_sets import load_subjects
 from popalign_core.sampling import ImageRequest, SamplingSettings, sample_images
 from popalign_core.seeds import derive_seed, sample_seed
 
@@ -65,7 +64,7 @@ class Study:
     def __init__(self, config: RunConfig, seed: int):
         self.config, self.seed = config, seed
         self.axes = tuple(AXES[name] for name in config.expansion.axes)
-        self.prompts = expand_prompts(load_subjects(config.expansion.prompts), self.axes, config.expansion.prefix)
+        self.prompts = prompts_of(config.expansion)
         self.sampler = load_sdxl(ModelSource(config.model), dtype="bfloat16")
         self.sampler.pipeline.unet.compile()
         self.builder: AttributeClassifier = ZeroShotClassifier(config.classification.builder)
@@ -170,21 +169,17 @@ class Study:
         pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
         encoded = [model.encode_images(part) for part in torch.split(pixels, ENCODE_BATCH)]
         captions = sorted({p.caption for p in pairs} | {caption_of[p.winner_sample_id] for p in pairs})
-        embeddings, empty = model.encode_prompts(captions), model.encode_unconditional()
         populations = sorted({pair.population_id for pair in pairs})
         return AlignmentData(
             latent_means=torch.cat([mean for mean, _ in encoded]),
             latent_deviations=torch.cat([deviation for _, deviation in encoded]),
-            prompt_embeddings=embeddings.context.float(),
-            pooled=embeddings.pooled.float(),
-            empty_prompt_embedding=empty.context[0].float(),
-            empty_pooled=empty.pooled[0].float(),
             winner=torch.tensor([samples.index(pair.winner_sample_id) for pair in pairs]),
             loser=torch.tensor([samples.index(pair.loser_sample_id) for pair in pairs]),
             caption=torch.tensor([captions.index(pair.caption) for pair in pairs]),
             weight=torch.tensor([pair.weight for pair in pairs], dtype=torch.float32),
             population=torch.tensor([populations.index(pair.population_id) for pair in pairs]),
             winner_caption=torch.tensor([captions.index(caption_of[pair.winner_sample_id]) for pair in pairs]),
+            **model.encode_captions(captions),
         )
 
     def settings(self, steps: int, round_index: int = 1, **changes: Any) -> AlignmentSettings:

@@ -48,21 +48,17 @@ def data_of(model: SdxlModel) -> AlignmentData:
     """Pairs of noise, with everything that a run caches computed here."""
     mean, deviation = model.encode_images(pixels())
     captions = [f"a photo of a woman {text.split()[-1]}" for text in CAPTIONS]
-    embeddings, empty = model.encode_prompts([*CAPTIONS, *captions]), model.encode_unconditional()
     place = torch.arange(PAIRS) % len(CAPTIONS)
     return AlignmentData(
         latent_means=mean,
         latent_deviations=deviation,
-        prompt_embeddings=embeddings.context.float(),
-        pooled=embeddings.pooled.float(),
-        empty_prompt_embedding=empty.context[0].float(),
-        empty_pooled=empty.pooled[0].float(),
         winner=torch.arange(PAIRS),
         loser=PAIRS + torch.arange(PAIRS),
         caption=place,
         weight=torch.ones(PAIRS),
         population=place,
         winner_caption=place + len(CAPTIONS),
+        **model.encode_captions([*CAPTIONS, *captions]),
     )
 
 

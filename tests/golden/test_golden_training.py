@@ -27,19 +27,15 @@ POINT, MEAN = 2e-2, 5e-3
 
 def trajectory() -> dict[str, list[float]]:
     model = load_sdxl(ModelSource("emoji"), device="cpu", dtype="float32")
-    embeddings, empty = model.encode_prompts(CAPTIONS), model.encode_unconditional()
     rng = torch.Generator().manual_seed(0)
     data = AlignmentData(
         latent_means=torch.randn((8, 8, 16, 16), generator=rng),
-        prompt_embeddings=embeddings.context.float(),
-        pooled=embeddings.pooled.float(),
-        empty_prompt_embedding=empty.context[0].float(),
-        empty_pooled=empty.pooled[0].float(),
         winner=torch.arange(4),
         loser=torch.arange(4, 8),
         caption=torch.tensor([0, 0, 1, 1]),
         weight=torch.tensor([0.5, 1.5, 1.0, 1.0]),
         population=torch.tensor([0, 0, 1, 1]),
+        **model.encode_captions(CAPTIONS),
     )
     records = list(train(make_policy(model, lora_rank=0, seed=0), data, SETTINGS))
     return {name: [getattr(record, name) for record in records] for name in COLUMNS}
