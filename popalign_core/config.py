@@ -103,6 +103,14 @@ class PopulationsConfig(StageConfig):
         Literal["even", "contrast", "discrepancy", "axis"],
         Field(title="Pair weights", description="Whether pairs that move the population to its target count more."),
     ] = "contrast"
+    overshoot: Annotated[
+        float,
+        Field(
+            title="Overshoot",
+            ge=0,
+            description="Aim past the target by this many times the lean that validation prompts keep; 0 = at it.",
+        ),
+    ] = 0.0
 
 
 class AlignmentConfig(StageConfig):
@@ -197,13 +205,13 @@ class RunConfig(StageConfig):
 _EMOJI = RunConfig(
     sampling=SamplingConfig(scheduler="dpm++", steps=10, guidance_scale=3.0, batch_size=64, shard_size=256),
     images=ImageCounts(train_neutral=12, train_specific=0, validation=24, evaluation=40, trained=4, obedience=2),
-    populations=PopulationsConfig(winners="counterfactual", weighting="axis"),
+    populations=PopulationsConfig(winners="counterfactual", weighting="axis", overshoot=1.5),
     alignment=AlignmentConfig(
         rounds=4,
         steps=30,
         learning_rate=3e-3,
         learning_rate_schedule="cosine",
-        round_decay=0.7,
+        round_decay=0.8,
         first_timestep=350,
         anchor_weight=0,
         preserve_weight=3000,

@@ -1,4 +1,4 @@
-"""The least change that balances a prompt's own images: which to draw again as another group, from the same noise.
+"""The least change that takes a prompt's own images to the target: which to draw as another group, from the same noise.
 
 Winner and loser of such a pair differ in the groups that change and in little else, so that a denoising error says
 something about the group. Pairs that differ on several axes at once are decided by whichever is easiest to draw.
@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from popalign_core.attributes import Axis
 from popalign_core.expansion import Prompt
 from popalign_core.population_counts import LabelledSample, PopulationPlan, count_side
 from popalign_core.populations import Cell, CellYield, PopulationPair, Refusal, RefusalReason, pair_up
@@ -27,9 +26,9 @@ class Counterfactual:
 
 
 def plan_counterfactuals(
-    prompt_id: str, own: Sequence[LabelledSample], axes: Sequence[Axis], seed: int
+    prompt_id: str, own: Sequence[LabelledSample], plan: PopulationPlan, seed: int
 ) -> list[Counterfactual]:
-    """The samples to change and what into, so that every axis is as even as whole numbers allow.
+    """The samples to change and what into, so that every axis is as close to the plan's target as whole numbers allow.
 
     On each axis as few samples as possible change, at random among the groups that have too many, first those that no
     other axis changes. Samples with an unknown group stay out. The result does not depend on the order of `own`.
@@ -38,9 +37,10 @@ def plan_counterfactuals(
     rng = np.random.default_rng(derive_seed(seed, "counterfactuals", prompt_id))
     cells = [[str(group) for group in sample.cell] for sample in known]
     changed = np.zeros(len(known), dtype=bool)
-    for position, axis in enumerate(axes):
+    for position, (axis, target) in enumerate(zip(plan.axes, plan.targets(), strict=False)):
         groups = [cell[position] for cell in cells]
-        leaving, arriving = _moves(groups, [str(group) for group in axis.groups], changed, rng)
+        wanted = dict(zip(map(str, axis.groups), target.tolist(), strict=True))
+        leaving, arriving = _moves(groups, wanted, changed, rng)
         for row, group in zip(leaving, arriving, strict=True):
             cells[row][position] = group
         changed[leaving] = True
@@ -49,20 +49,23 @@ def plan_counterfactuals(
 
 
 def _moves(
-    groups: list[str], vocabulary: list[str], changed: np.ndarray, rng: np.random.Generator
+    groups: list[str], shares: Mapping[str, float], changed: np.ndarray, rng: np.random.Generator
 ) -> tuple[list[int], list[str]]:
-    """Rows that leave their group, and the groups that they go to."""
+    """Rows that leave their group, and the groups that they go to. shares: the target's, of the whole vocabulary."""
     counts = Counter(groups)
-    # The remainder goes to the largest groups: nobody moves for a difference of one.
-    by_size = sorted(vocabulary, key=lambda group: -counts[group])
-    share, rest = divmod(len(groups), len(vocabulary))
-    target = {group: share + (place < rest) for place, group in enumerate(by_size)}
+    exact = {group: round(share * len(groups), 9) for group, share in shares.items()}
+    target = {group: int(wanted) for group, wanted in exact.items()}
+    # The remainder goes to the largest fractions, and of equal ones to the largest groups: nobody moves for a
+    # difference of one.
+    order = sorted(shares, key=lambda group: (round(target[group] - exact[group], 9), -counts[group]))
+    for group in order[: len(groups) - sum(target.values())]:
+        target[group] += 1
     leaving: list[int] = []
-    for group in vocabulary:
+    for group in shares:
         members = np.array([row for row, own in enumerate(groups) if own == group], dtype=np.int64)
         order = np.lexsort((rng.permutation(len(members)), changed[members]))
         leaving += members[order[: max(0, counts[group] - target[group])]].tolist()
-    arriving = [group for group in vocabulary for _ in range(max(0, target[group] - counts[group]))]
+    arriving = [group for group in shares for _ in range(max(0, target[group] - counts[group]))]
     return leaving, [arriving[place] for place in rng.permutation(len(arriving)).tolist()]
 
 
@@ -76,8 +79,8 @@ def pair_counterfactuals(
     """The model's own population against the same one with the changed samples in place of theirs.
 
     drawn: the image of each planned change by the own sample's id; those not perceived as requested are left out, and
-    their own samples stay on both sides. Only changed samples make pairs. Evenness is compared as in
-    `build_populations`.
+    their own samples stay on both sides. Only changed samples make pairs. The preferred side must be closer to the
+    plan's target on the crossed axis.
     """
     yields = _yields(planned, drawn)
     kept = {

@@ -64,10 +64,14 @@ class PopulationPlan:
 
 @dataclass(frozen=True)
 class GroupCounts:
-    """One side on one axis. counts: one for every group; discrepancy: L2 to the target, nan where all are unknown."""
+    """One side on one axis.
+
+    counts, target: one for every group, the target in shares; discrepancy: L2 to it, nan where all are unknown.
+    """
 
     axis: Axis
     counts: tuple[int, ...]
+    target: tuple[float, ...]
     unknown: int
     discrepancy: float
 
@@ -93,19 +97,23 @@ def count_side(samples: Sequence[LabelledSample], plan: PopulationPlan) -> Side:
     for position, (axis, target) in enumerate(zip(plan.measured_axes, plan.targets(), strict=True)):
         found, unknown = group_counts(_labels(samples, position), axis)
         distance = float(np.linalg.norm(found / found.sum() - target)) if found.any() else float("nan")
-        counts.append(GroupCounts(axis, tuple(found.tolist()), unknown, distance))
+        counts.append(GroupCounts(axis, tuple(found.tolist()), tuple(target.tolist()), unknown, distance))
     return Side(tuple(samples), tuple(counts))
 
 
-def axis_excess(populations: Sequence[Sequence[LabelledSample]], plan: PopulationPlan) -> tuple[float, ...]:
+def axis_excess(populations: Sequence[Sequence[LabelledSample]], plans: Sequence[PopulationPlan]) -> tuple[float, ...]:
     """What is left on every measured axis: the excess discrepancy of a model's own populations, averaged over prompts.
 
-    Over all prompts together, because a dozen images of one prompt cannot tell a small lean from chance.
+    plans: one a population, with the targets to measure from. Over all prompts together, because a dozen images of one
+    prompt cannot tell a small lean from chance.
     """
-    sides = [count_side(samples, plan) for samples in populations]
+    sides = [count_side(samples, plan) for samples, plan in zip(populations, plans, strict=True)]
+    targets = [plan.targets() for plan in plans]
     return tuple(
-        excess_discrepancy(np.array([side.counts[place].counts for side in sides]), target)
-        for place, target in enumerate(plan.targets())
+        excess_discrepancy(
+            np.array([side.counts[place].counts for side in sides]), np.stack([target[place] for target in targets])
+        )
+        for place in range(len(targets[0]))
     )
 
 

@@ -72,9 +72,9 @@ class PopulationPair:
         """Samples a side."""
         return len(self.pairs)
 
-    def count_rows(self) -> list[dict[str, str | int]]:
+    def count_rows(self) -> list[dict[str, str | int | float]]:
         """A record for each side, measured axis and group, zeros included."""
-        identity: dict[str, str | int] = {"population_id": self.population_id, "prompt_id": self.prompt_id}
+        identity: dict[str, str | int | float] = {"population_id": self.population_id, "prompt_id": self.prompt_id}
         return [
             {
                 **identity,
@@ -82,12 +82,13 @@ class PopulationPair:
                 "axis": on.axis.name,
                 "group": str(group),
                 "count": count,
+                "target": share,
                 "size": self.size,
                 "unknown": on.unknown,
             }
             for name, side in (("preferred", self.preferred), ("dispreferred", self.dispreferred))
             for on in side.counts
-            for group, count in zip(on.axis.groups, on.counts, strict=True)
+            for group, count, share in zip(on.axis.groups, on.counts, on.target, strict=True)
         ]
 
 

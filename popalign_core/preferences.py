@@ -69,21 +69,23 @@ def pair_weights(
 def excess_discrepancy(counts: np.ndarray, target: np.ndarray) -> float:
     """How far a population is from its target beyond what its size explains, 0 to 1.
 
-    counts: (groups,) of n samples, or (populations, groups), over which the squares are averaged; target: (groups,)
-    shares. The squared L2 distance less its upward bias (1 - sum of squared shares) / (n - 1), which makes it unbiased;
-    cut off at 0; its root as a part of the largest distance possible, that of the single group farthest from the
-    target. Populations of n < 2 are left out; 0 where none is left.
+    counts: (groups,) of n samples, or (populations, groups), over which the squares are averaged; target: shares,
+    (groups,) or (populations, groups). The squared L2 distance less its upward bias (1 - sum of squared shares) /
+    (n - 1), which makes it unbiased; cut off at 0; its root as a part of the largest distance possible, that of the
+    single group farthest from the target. Populations of n < 2 are left out; 0 where none is left.
     """
     table = np.atleast_2d(counts).astype(np.float64)
+    targets = np.broadcast_to(target, table.shape)[table.sum(axis=1) >= 2]
     table = table[table.sum(axis=1) >= 2]
-    farthest = float(np.square(np.eye(len(target)) - target).sum(axis=1).max())
+    single_groups = np.eye(table.shape[1])
+    farthest = float(np.square(single_groups - targets[:, None]).sum(axis=2).max(axis=1).mean()) if len(table) else 0.0
     # A vocabulary of one group has no distance at all.
-    if not len(table) or not farthest > 0:
+    if not farthest > 0:
         return 0.0
     sizes = table.sum(axis=1, keepdims=True)
     shares = table / sizes
     bias = (1 - np.square(shares).sum(axis=1)) / (sizes[:, 0] - 1)
-    squared = float((np.square(shares - target).sum(axis=1) - bias).mean())
+    squared = float((np.square(shares - targets).sum(axis=1) - bias).mean())
     return float(np.sqrt(np.clip(squared / farthest, 0.0, 1.0)))
 
 

@@ -110,6 +110,7 @@ TABLES: dict[str, TableSpec] = {
             AXIS,
             ("group", STR, "group of the axis"),
             ("count", I32, "images perceived as the group"),
+            ("target?", F32, "share aimed at: the uniform one, or past it by populations.overshoot"),
             ("size", I32, "images in the population"),
             ("unknown", I32, "images without a group on this axis"),
         ],
@@ -213,7 +214,7 @@ FOLDER = {
     "scores": "disparities",
 }
 # Raised with every change of a table's columns. A column that is added must be nullable, or older files are refused.
-VERSIONS = dict.fromkeys(TABLES, 1)
+VERSIONS = dict.fromkeys(TABLES, 1) | {"populations": 2}
 
 
 def schema(table: str) -> pa.Schema:

@@ -1,6 +1,6 @@
 """Preferred and dispreferred populations of one round."""
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -9,16 +9,15 @@ from popalign_core.attributes import AXES, CROSSING, Axis
 from popalign_core.config import RunConfig
 from popalign_core.counterfactuals import Counterfactual, pair_counterfactuals
 from popalign_core.expansion import Prompt
-from popalign_core.population_counts import LabelledSample, PopulationPlan, axis_excess
+from popalign_core.population_counts import LabelledSample
 from popalign_core.populations import PopulationPair, Refusal, build_populations
-from popalign_core.preferences import PairWeighting
-from popalign_core.seeds import derive_seed
 from storage.artifacts import ArtifactRef, is_committed
 from storage.commit import staged_artifact
 from storage.tables import read_artifact, write_rows
 from tasks.counterfactuals import read_counterfactuals
 from tasks.labels import labelled_samples
 from tasks.run import read_prompts, reference
+from tasks.targets import own_samples, population_plans
 
 Changes = dict[str, tuple[list[Counterfactual], dict[str, LabelledSample]]]
 TABLES = ("populations", "preferences", "refusals", "yields")
@@ -33,19 +32,8 @@ def build_preferences(workspace: str, run_id: str, config: RunConfig, model_id: 
     axes = [AXES[name] for name in config.expansion.axes]
     prompts = {prompt.prompt_id: prompt for prompt in read_prompts(workspace, run_id) if prompt.split == "train"}
     samples = labelled_samples(workspace, run_id, config, model_id, f"round-{round_index}", "builder")
-    own = {
-        prompt_id: [sample for sample in samples if sample.prompt_id == prompt_id]
-        for prompt_id, prompt in prompts.items()
-        if prompt.kind == "neutral"
-    }
-    plan = PopulationPlan(
-        axes=tuple(axes),
-        size=config.populations.size,
-        seed=derive_seed(config.seed, "populations", round_index),
-        weighting=PairWeighting(config.populations.weighting),
-    )
-    if plan.weighting is PairWeighting.AXIS:
-        plan = replace(plan, axis_scales=axis_excess(list(own.values()), plan))
+    own = own_samples(samples, [prompt_id for prompt_id, prompt in prompts.items() if prompt.kind == "neutral"])
+    plans = population_plans(workspace, run_id, config, model_id, round_index, own)
     changes: Changes = {}
     if config.populations.winners == "counterfactual":
         planned = reference(workspace, run_id, "counterfactuals", f"round-{round_index}")
@@ -55,9 +43,9 @@ def build_preferences(workspace: str, run_id: str, config: RunConfig, model_id: 
     for prompt_id, mine in own.items():
         prompt = prompts[prompt_id]
         if config.populations.winners == "counterfactual":
-            outcome = pair_counterfactuals(prompt, mine, *changes.get(prompt_id, ([], {})), plan)
+            outcome = pair_counterfactuals(prompt, mine, *changes.get(prompt_id, ([], {})), plans[prompt_id])
         else:
-            outcome = build_populations(prompt, mine, _specific(prompt, prompts, samples, axes), plan)
+            outcome = build_populations(prompt, mine, _specific(prompt, prompts, samples, axes), plans[prompt_id])
         for name, rows in _rows(outcome).items():
             found[name] += [{"run_id": run_id, "round": round_index, **row} for row in rows]
     with staged_artifact(ref) as folder:

@@ -1,7 +1,7 @@
 """Rounds on the embedded model in memory, by the configuration of its preset: what objectives are compared with."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,8 @@ from popalign_core.models.attribute_heads import HeadClassifier
 from popalign_core.models.sdxl import ModelSource, load_sdxl
 from popalign_core.models.trainable import SdxlDenoiser
 from popalign_core.models.zero_shot import ZeroShotClassifier
-from popalign_core.population_counts import LabelledSample, PopulationPlan, axis_excess, group_counts
+from popalign_core.overshoot import Populations, plan_past_target, plan_prompts
+from popalign_core.population_counts import LabelledSample, PopulationPlan, group_counts
 from popalign_core.populations import PopulationPair
 from popalign_core.preferences import PairWeighting, Preference
 from popalign_core.sampling import ImageRequest, SamplingSettings, sample_images
@@ -69,6 +70,7 @@ class Study:
         self.sampler.pipeline.unet.compile()
         self.builder: AttributeClassifier = ZeroShotClassifier(config.classification.builder)
         self.judge: AttributeClassifier = HeadClassifier(config.classification.judge)
+        self.first: tuple[Populations, Populations] = {}, {}
 
     def use(self, policy: Policy) -> None:
         """Sample from the policy from now on."""
@@ -131,36 +133,35 @@ class Study:
         own = self.label(images, wanted, self.builder)
         by_cell = {(p.parent_id, p.cell): p for p in self.prompts if p.kind == "specific"}
         seed = derive_seed(self.seed, "counterfactuals", round_index)
-        planned = {
-            p.prompt_id: plan_counterfactuals(
-                p.prompt_id, [s for s in own if s.prompt_id == p.prompt_id], self.axes, seed
-            )
-            for p in neutral
-        }
+        by_prompt = _by_prompt(own)
+        plans = self._plans(by_prompt, round_index)
+        planned = {p: plan_counterfactuals(p, mine, plans[p], seed) for p, mine in by_prompt.items()}
         changed = [(parent, change) for parent, changes in planned.items() for change in changes]
         again = [(by_cell[parent, change.cell], change.index) for parent, change in changed]
         redrawn = self.draw(again)
         labels = self.label(redrawn, again, self.builder)
         image_of = {change.sample_id: label for (_, change), label in zip(changed, labels, strict=True)}
-        plan = self._plan(own, round_index)
         preferences: list[Preference] = []
         for prompt in neutral:
-            mine = [sample for sample in own if sample.prompt_id == prompt.prompt_id]
-            outcome = pair_counterfactuals(prompt, mine, planned[prompt.prompt_id], image_of, plan)
+            name = prompt.prompt_id
+            outcome = pair_counterfactuals(prompt, by_prompt[name], planned[name], image_of, plans[name])
             preferences += outcome.preferences if isinstance(outcome, PopulationPair) else ()
         captions = {label.sample_id: prompt.text for label, (prompt, _) in zip(labels, again, strict=True)}
         samples = [sample.sample_id for sample in (*own, *labels)]
         return self._data(preferences, np.concatenate([images, redrawn]), samples, captions)
 
-    def _plan(self, own: Sequence[LabelledSample], round_index: int) -> PopulationPlan:
+    def _plans(self, own: Populations, round_index: int) -> dict[str, PopulationPlan]:
+        populations = self.config.populations
         seed = derive_seed(self.seed, "populations", round_index)
-        plan = PopulationPlan(
-            self.axes, self.config.populations.size, seed, PairWeighting(self.config.populations.weighting)
-        )
-        if plan.weighting is not PairWeighting.AXIS:
-            return plan
-        prompts = sorted({sample.prompt_id for sample in own})
-        return replace(plan, axis_scales=axis_excess([[s for s in own if s.prompt_id == p] for p in prompts], plan))
+        plan = PopulationPlan(self.axes, populations.size, seed, PairWeighting(populations.weighting))
+        if not populations.overshoot:
+            return plan_prompts(plan, own)
+        wanted = [(p, index) for p in self.neutral("validation") for index in range(self.config.images.validation)]
+        now = _by_prompt(self.label(self.draw(wanted), wanted, self.builder))
+        if round_index == 1:
+            self.first = own, now
+        first, before = self.first
+        return plan_past_target(plan, own, first, (before, now), populations.overshoot)
 
     def _data(
         self, pairs: Sequence[Preference], images: np.ndarray, samples: list[str], caption_of: dict[str, str]
@@ -192,3 +193,10 @@ class Study:
         return AlignmentSettings(
             **(values | {"steps": steps, "seed": seed, "timestep_sampling": "stratified"} | changes)
         )
+
+
+def _by_prompt(samples: Sequence[LabelledSample]) -> dict[str, list[LabelledSample]]:
+    found: dict[str, list[LabelledSample]] = {}
+    for sample in samples:
+        found.setdefault(sample.prompt_id, []).append(sample)
+    return found
