@@ -34,6 +34,7 @@ UNITS = {
     "probabilities": "probability",
     "round": "index",
     "count": "images",
+    "target": "share",
     "size": "images",
     "unknown": "images",
     "weight": "1",

@@ -161,7 +161,7 @@ def populations(rng):
                     found += [
                         {"run_id": RUN, "round": number, "population_id": f"{number}/{subject}/{side}"}
                         | {"prompt_id": f"train-{subject}", "side": side, "axis": name, "group": group}
-                        | {"count": int(count), "size": 20, "unknown": unknown}
+                        | {"count": int(count), "target": 1 / len(axis.groups), "size": 20, "unknown": unknown}
                         for group, count in zip(axis.groups, counts, strict=True)
                     ]
     return found

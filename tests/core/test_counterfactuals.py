@@ -1,4 +1,5 @@
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 from hypothesis import given
@@ -25,8 +26,8 @@ def samples_of(cells: list[tuple[str | None, ...]], model: str = "base") -> list
     ]
 
 
-def planned_for(own: list[LabelledSample]) -> list[Counterfactual]:
-    return plan_counterfactuals(NEUTRAL.prompt_id, own, AXES_USED, seed=3)
+def planned_for(own: list[LabelledSample], plan: PopulationPlan = PLAN) -> list[Counterfactual]:
+    return plan_counterfactuals(NEUTRAL.prompt_id, own, plan, seed=3)
 
 
 def obeyed(planned: list[Counterfactual]) -> dict[str, LabelledSample]:
@@ -99,3 +100,16 @@ def test_nothing_perceived_as_asked_is_refused() -> None:
     outcome = pair_counterfactuals(NEUTRAL, own, planned, drawn, PLAN)
     assert isinstance(outcome, Refusal)
     assert outcome.reason is RefusalReason.TOO_FEW_WINNERS
+
+
+def test_changes_go_on_past_the_even_population_to_a_target_beyond_it() -> None:
+    target = np.outer([0.3, 0.7], AXES_USED[1].uniform()).ravel()
+    plan = replace(PLAN, target=target)
+    own = samples_of([("man", str(tone)) for tone in AXES_USED[1].groups] * 2)
+    planned = planned_for(own, plan)
+    assert Counter(change.cell[0] for change in planned) == {"woman": 7}
+    outcome = pair_counterfactuals(NEUTRAL, own, planned, obeyed(planned), plan)
+    assert isinstance(outcome, PopulationPair)
+    assert outcome.preferred.counts[0].counts == (3, 7)
+    rows = {(row["side"], row["group"]): row for row in outcome.count_rows() if row["axis"] == "perceived_gender"}
+    assert [rows["dispreferred", group]["target"] for group in ("man", "woman")] == [0.3, 0.7]

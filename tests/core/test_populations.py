@@ -285,10 +285,15 @@ def test_what_is_left_on_an_axis_is_taken_over_all_prompts() -> None:
     every_tone = [str(tone) for tone in TONE.groups]
     men = samples_of(neutral, [("man", tone) for tone in every_tone] * 2)
     either = samples_of(neutral, [("man", tone) for tone in every_tone] + [("woman", tone) for tone in every_tone])
-    gender, tone, _ = axis_excess([men, men], plan_of(axes, 10))
+    plans = [plan_of(axes, 10)] * 2
+    gender, tone, _ = axis_excess([men, men], plans)
     # All men: the whole distance; two of each of five tones: less than chance, so nothing.
     assert (gender, tone) == (pytest.approx(1), 0)
-    assert 0 < axis_excess([men, either], plan_of(axes, 10))[0] < gender
+    assert 0 < axis_excess([men, either], plans)[0] < gender
+    # Men alone where women alone are wanted, and nothing left where men alone are.
+    beyond = [plan_of((GENDER,), 10, target=np.array(shares)) for shares in ([0.0, 1.0], [1.0, 0.0])]
+    only_men = samples_of(neutral, [("man",)] * 10)
+    assert axis_excess([only_men, only_men], beyond) == (pytest.approx(math.sqrt(0.5)),)
     scaled = plan_of((GENDER,), 8, weighting=PairWeighting.AXIS, axis_scales=(0.5,))
     weights = {pair.weight for pair in built(build((GENDER,), [("man",)] * 8, obedient((GENDER,), 4), scaled)).pairs}
     # Half of the gap of 1/2 on either group.

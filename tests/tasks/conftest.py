@@ -27,6 +27,8 @@ SETTINGS = {
     "sampling.batch_size": "8",
     "sampling.shard_size": "64",
     "images.train_neutral": "10",
+    "images.validation": "8",
+    "populations.overshoot": "0",
     "images.evaluation": "8",
     "images.trained": "0",
     "images.obedience": "2",

@@ -4,11 +4,14 @@ from collections import Counter
 
 import pytest
 
+from popalign_core.config import PopulationsConfig
 from storage.artifacts import ArtifactRef, artifact_digest
 from storage.tables import read_artifact
 from tasks.counterfactuals import write_counterfactuals
+from tasks.labels import labelled_samples
 from tasks.populations import build_preferences
 from tasks.run import BASE, read_prompts
+from tasks.targets import own_samples, population_plans
 
 AXIS = "perceived_gender"
 
@@ -109,3 +112,32 @@ def test_what_is_committed_is_not_made_again(written_run, task) -> None:
     digest, written = artifact_digest(first), first.folder.stat().st_mtime_ns
     assert artifact_digest(task.fn(*arguments)) == digest
     assert first.folder.stat().st_mtime_ns == written
+
+
+def share_aimed_at(run, model_id: str, round_index: int) -> dict[str, float]:
+    """The target share of men by training prompt, from populations of men alone."""
+    ref = run.commit_samples(model_id, f"round-{round_index}")
+    run.commit_labels(ref, "builder", lambda _: "man")
+    config = run.config.model_copy(
+        update={"populations": PopulationsConfig(winners="counterfactual", weighting="axis", overshoot=1)}
+    )
+    own = own_samples(
+        labelled_samples(run.workspace, run.run_id, config, model_id, f"round-{round_index}", "builder"),
+        neutral_training_prompts(run),
+    )
+    plans = population_plans(run.workspace, run.run_id, config, model_id, round_index, own)
+    return {prompt_id: float(plan.targets()[0][0]) for prompt_id, plan in plans.items()}
+
+
+def test_overshoot_follows_what_validation_prompts_keep_of_their_lean(written_run) -> None:
+    """Training prompts show men alone; validation prompts too, until round 1 takes half of that away."""
+    run = written_run
+    run.commit_labels(run.commit_samples(BASE, "validation"), "builder", lambda _: "man")
+    # Ten men, and a prior of one man and one woman: 11/12, as far above one half as the target is below.
+    assert share_aimed_at(run, BASE, 1) == dict.fromkeys(neutral_training_prompts(run), pytest.approx(1 / 12))
+    half = run.commit_samples("round-1", "validation")
+    run.commit_labels(half, "builder", lambda row: "man" if row["sample_index"] < 6 else "woman")
+    # Six of eight men where there were eight of eight: .7 and .9 with the prior, so that half of the lean is kept.
+    assert share_aimed_at(run, "round-1", 2) == dict.fromkeys(
+        neutral_training_prompts(run), pytest.approx(0.5 - 0.5 * 5 / 12)
+    )
