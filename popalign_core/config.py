@@ -111,6 +111,13 @@ class PopulationsConfig(StageConfig):
             description="Aim past the target by this many times the lean that validation prompts keep; 0 = at it.",
         ),
     ] = 0.0
+    overshoot_axes: Annotated[
+        tuple[AxisName, ...], Field(title="Overshooting axes", description="Where overshoot applies; none named = all.")
+    ] = ()
+
+    def overshoot_of(self, axis: str) -> float:
+        """How many times the kept lean an axis is aimed past its target."""
+        return self.overshoot if not self.overshoot_axes or axis in self.overshoot_axes else 0.0
 
 
 class AlignmentConfig(StageConfig):
@@ -205,7 +212,9 @@ class RunConfig(StageConfig):
 _EMOJI = RunConfig(
     sampling=SamplingConfig(scheduler="dpm++", steps=10, guidance_scale=3.0, batch_size=64, shard_size=256),
     images=ImageCounts(train_neutral=12, train_specific=0, validation=24, evaluation=40, trained=4, obedience=2),
-    populations=PopulationsConfig(winners="counterfactual", weighting="axis", overshoot=1.5),
+    populations=PopulationsConfig(
+        winners="counterfactual", weighting="axis", overshoot=1.5, overshoot_axes=("perceived_gender",)
+    ),
     alignment=AlignmentConfig(
         rounds=4,
         steps=30,

@@ -32,12 +32,17 @@ def plan_prompts(plan: PopulationPlan, own: Populations) -> dict[str, Population
 
 
 def plan_past_target(
-    plan: PopulationPlan, own: Populations, first: Populations, validation: tuple[Populations, Populations], past: float
+    plan: PopulationPlan,
+    own: Populations,
+    first: Populations,
+    validation: tuple[Populations, Populations],
+    past: Mapping[str, float],
 ) -> dict[str, PopulationPlan]:
     """As `plan_prompts`, each training prompt aimed past the uniform target, each axis by itself.
 
     first: the images of the base model by training prompt. validation: images of the same validation prompts, of the
-    base model and of the current one. past: how many times the lean that validation prompts keep.
+    base model and of the current one. past: by axis, how many times the lean that validation prompts keep; 0
+    where not given.
     """
     marginals: list[list[np.ndarray]] = []
     for position, axis in enumerate(plan.axes):
@@ -45,7 +50,7 @@ def plan_past_target(
         before, now = (prompt_shares([found[p] for p in sorted(found)], position, axis) for found in validation)
         kept = kept_lean(before, now, target)
         leans = prompt_shares([first[prompt_id] for prompt_id in own], position, axis)
-        marginals.append([aimed_target(target, lean, past * kept) for lean in leans])
+        marginals.append([aimed_target(target, lean, past.get(axis.name, 0.0) * kept) for lean in leans])
     crossed = [reduce(np.outer, parts).ravel() for parts in zip(*marginals, strict=True)]
     return _scaled({prompt: replace(plan, target=target) for prompt, target in zip(own, crossed, strict=True)}, own)
 

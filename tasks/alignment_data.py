@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from popalign_core.alignment.cache import AlignmentData
+from popalign_core.classification import Status
 from popalign_core.errors import InvalidInput
 from popalign_core.models.sdxl import SdxlModel
 from storage.artifacts import ArtifactRef
@@ -20,7 +21,7 @@ ENCODE_BATCH = 64
 
 
 def alignment_data(preferences: ArtifactRef, model: SdxlModel, *, named: bool) -> AlignmentData:
-    """Reads the pairs of committed preferences. named: with the captions that name the winners' groups.
+    """Reads the pairs of committed preferences. named: with the captions that name the groups of either.
 
     Raises: InvalidInput where there are no pairs.
     """
@@ -31,8 +32,9 @@ def alignment_data(preferences: ArtifactRef, model: SdxlModel, *, named: bool) -
             'popalign sql "SELECT reason, count(*) FROM refusals GROUP BY reason"; more images.train_specific helps.'
         )
     samples = sorted({row[side] for row in pairs for side in ("winner_sample_id", "loser_sample_id")})
-    own_captions = _winner_captions(preferences, pairs) if named else []
-    captions = sorted({row["caption"] for row in pairs} | set(own_captions))
+    winners, losers = _named_captions(preferences, pairs) if named else ([], [])
+    captions = sorted({row["caption"] for row in pairs} | {text for text in (*winners, *losers) if text is not None})
+    place_of = {text: place for place, text in enumerate(captions)}
     populations = sorted({row["population_id"] for row in pairs})
     stored = read_images(Workspace(Path(preferences.workspace)), preferences.run_id, samples)
     mean, deviation = _encoded([stored[sample] for sample in samples], model)
@@ -45,7 +47,8 @@ def alignment_data(preferences: ArtifactRef, model: SdxlModel, *, named: bool) -
         caption=_positions(pairs, "caption", captions),
         weight=torch.tensor([row["weight"] for row in pairs], dtype=torch.float32),
         population=_positions(pairs, "population_id", populations),
-        winner_caption=torch.tensor([captions.index(text) for text in own_captions]) if named else None,
+        winner_caption=torch.tensor([place_of[text] for text in winners]) if named else None,
+        loser_caption=torch.tensor([place_of.get(text, -1) for text in losers]) if named else None,
         **model.encode_captions(captions),
     )
 
@@ -55,16 +58,24 @@ def _positions(pairs: Sequence[Mapping[str, Any]], column: str, values: Sequence
     return torch.tensor([position[row[column]] for row in pairs], dtype=torch.int64)
 
 
-def _winner_captions(preferences: ArtifactRef, pairs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The text that each pair's winner was drawn from."""
+def _named_captions(preferences: ArtifactRef, pairs: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[str | None]]:
+    """The text that each pair's winner was drawn from, and the one that names what its loser is perceived as."""
     place = Workspace(Path(preferences.workspace))
-    winners = [row["winner_sample_id"] for row in pairs]
+    winners, losers = ([row[side] for row in pairs] for side in ("winner_sample_id", "loser_sample_id"))
     samples = read_rows(
         place, preferences.run_id, "samples", columns=["sample_id", "prompt_id"], equal={"sample_id": winners}
     )
     prompt_of = {row["sample_id"]: row["prompt_id"] for row in samples}
-    text_of = {prompt.prompt_id: prompt.text for prompt in read_prompts(preferences.workspace, preferences.run_id)}
-    return [text_of[prompt_of[winner]] for winner in winners]
+    prompts = read_prompts(preferences.workspace, preferences.run_id)
+    text_of = {prompt.prompt_id: prompt.text for prompt in prompts}
+    named = {(p.parent_id, frozenset(p.requested.items())): p.text for p in prompts if p.parent_id is not None}
+    perceived: dict[str, dict[str, str]] = {}
+    columns = ["sample_id", "axis", "label", "status"]
+    for row in read_rows(place, preferences.run_id, "attributes", columns=columns, equal={"sample_id": losers}):
+        if row["status"] == Status.OK:
+            perceived.setdefault(row["sample_id"], {})[row["axis"]] = row["label"]
+    shown = [(row["prompt_id"], frozenset(perceived.get(row["loser_sample_id"], {}).items())) for row in pairs]
+    return [text_of[prompt_of[winner]] for winner in winners], [named.get(key) for key in shown]
 
 
 def _encoded(images: Sequence[bytes], model: SdxlModel) -> tuple[torch.Tensor, torch.Tensor]:

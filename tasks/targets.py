@@ -42,4 +42,5 @@ def population_plans(
 
     validation = by_prompt(labelled(BASE, "validation")), by_prompt(labelled(model_id, "validation"))
     first = own_samples(labelled(BASE, "round-1"), list(own))
-    return plan_past_target(plan, own, first, validation, config.populations.overshoot)
+    past = {axis.name: config.populations.overshoot_of(axis.name) for axis in plan.axes}
+    return plan_past_target(plan, own, first, validation, past)

@@ -25,7 +25,8 @@ class AlignmentData:
     the encoder's posterior, or None where latents are exact. prompt_embeddings: (captions, tokens, d); pooled:
     (captions, p); empty_*: the unconditional caption's, (tokens, d) and (p,). winner, loser: (pairs,) rows of
     latent_means; caption: (pairs,) rows of prompt_embeddings; weight: (pairs,) > 0; population: (pairs,) any integers.
-    winner_caption: (pairs,) rows of prompt_embeddings, the captions that name the winners' groups, or None.
+    winner_caption, loser_caption: (pairs,) rows of prompt_embeddings, the captions that name the groups of each, or
+    None; -1 where a loser's are unknown.
     Raises: InvalidInput on construction.
     """
 
@@ -41,6 +42,7 @@ class AlignmentData:
     population: Tensor
     latent_deviations: Tensor | None = None
     winner_caption: Tensor | None = None
+    loser_caption: Tensor | None = None
 
     def __post_init__(self) -> None:
         pairs = len(self.winner)
@@ -54,6 +56,8 @@ class AlignmentData:
         _require_rows("caption", self.caption, len(self.prompt_embeddings))
         if self.winner_caption is not None:
             _require_rows("winner_caption", self.winner_caption, len(self.prompt_embeddings))
+        if self.loser_caption is not None:
+            _require_rows("loser_caption", self.loser_caption.clamp(min=0), len(self.prompt_embeddings))
         if not bool((torch.isfinite(self.weight) & (self.weight > 0)).all()):
             raise InvalidInput("every pair needs a finite weight above 0; leave a pair out instead of weighting it 0.")
 
@@ -72,7 +76,8 @@ class AlignmentData:
 class PairBatch:
     """One process's share of a step. Winner and loser of a pair share noise, timestep and caption.
 
-    named_embeddings, named_pooled: of the captions that name the winners' groups, where they are wanted.
+    named_latents, named_embeddings, named_pooled: winners and losers, and captions that name their groups, where they
+    are wanted: one of each pair.
     global_pairs: pairs of the step over all processes. The other shapes: see `AlignmentData` and `PairLabels`.
     """
 
@@ -85,6 +90,7 @@ class PairBatch:
     labels: PairLabels
     pairs: Tensor
     global_pairs: int
+    named_latents: Tensor | None = None
     named_embeddings: Tensor | None = None
     named_pooled: Tensor | None = None
 
@@ -129,13 +135,16 @@ def draw_batch(
     posterior = torch.randn((2, *shape), generator=generator) if data.latent_deviations is not None else None
 
     captions, keep = data.caption[pairs], ~dropped
-    named = _named_captions(data, settings, pairs[mine])
     context, vectors = _mixed_captions(data, settings, captions, generator)
     embeddings = torch.where(keep[:, None, None], context, data.empty_prompt_embedding)
     pooled = torch.where(keep[:, None], vectors, data.empty_pooled)
+    winners = _latents(data, data.winner[pairs], posterior, 0)[mine].to(device)
+    losers = _latents(data, data.loser[pairs], posterior, 1)[mine].to(device)
+    named, is_loser = _named_captions(data, settings, pairs, generator)
+    shown = torch.where(is_loser[mine].to(device)[:, None, None, None], losers, winners)
     return PairBatch(
-        winner_latents=_latents(data, data.winner[pairs], posterior, 0)[mine].to(device),
-        loser_latents=_latents(data, data.loser[pairs], posterior, 1)[mine].to(device),
+        winner_latents=winners,
+        loser_latents=losers,
         noise=noise[mine].to(device),
         timesteps=steps[mine].to(device),
         prompt_embeddings=embeddings[mine].float().to(device),
@@ -143,8 +152,9 @@ def draw_batch(
         labels=PairLabels(data.weight[pairs][mine].float().to(device), data.population[pairs][mine].to(device)),
         pairs=pairs[mine],
         global_pairs=len(pairs),
-        named_embeddings=None if named is None else data.prompt_embeddings[named].float().to(device),
-        named_pooled=None if named is None else data.pooled[named].float().to(device),
+        named_latents=None if named is None else shown,
+        named_embeddings=None if named is None else data.prompt_embeddings[named[mine]].float().to(device),
+        named_pooled=None if named is None else data.pooled[named[mine]].float().to(device),
     )
 
 
@@ -168,13 +178,21 @@ def _mixed_captions(
     )
 
 
-def _named_captions(data: AlignmentData, settings: AlignmentSettings, pairs: Tensor) -> Tensor | None:
-    """Rows of the captions that name the winners' groups, where the settings want them."""
+def _named_captions(
+    data: AlignmentData, settings: AlignmentSettings, pairs: Tensor, generator: torch.Generator
+) -> tuple[Tensor | None, Tensor]:
+    """Rows of captions that name groups, where the settings want them, and whether they are the losers'; (pairs,).
+
+    Either side by chance: winners alone seldom show the groups that there are too many of, and the model would forget
+    to draw those on request.
+    """
     if not settings.preserve_weight:
-        return None
+        return None, torch.zeros(len(pairs), dtype=torch.bool)
     if data.winner_caption is None:
         raise InvalidInput("alignment.preserve_weight needs the winners' own captions, which these data do not have.")
-    return data.winner_caption[pairs]
+    losers = torch.full_like(pairs, -1) if data.loser_caption is None else data.loser_caption[pairs]
+    is_loser = (torch.rand(len(pairs), generator=generator) < 0.5) & (losers >= 0)
+    return torch.where(is_loser, losers, data.winner_caption[pairs]), is_loser
 
 
 def order_pairs(data: AlignmentData, settings: AlignmentSettings, step: int) -> tuple[Tensor, Tensor]:

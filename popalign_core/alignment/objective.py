@@ -26,8 +26,8 @@ from popalign_core.alignment.settings import Objective
 class DenoisingErrors:
     """Mean squared denoising errors of a batch of pairs, each of shape (pairs,); the reference's carry no gradient.
 
-    named_drift: (pairs,), mean squared distance between the predictions of policy and reference for the winners under
-    the captions that name their groups; None where it was not asked for.
+    named_drift: (pairs,), mean squared distance between the predictions of policy and reference for one image of each
+    pair under the caption that names its groups; None where it was not asked for.
     """
 
     policy_winner: Tensor

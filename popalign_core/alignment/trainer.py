@@ -114,7 +114,7 @@ def _advance(state: TrainingState, data: AlignmentData, processes: Processes) ->
 def measure_errors(policy: Policy, batch: PairBatch) -> tuple[DenoisingErrors, Residuals]:
     """Errors of policy and reference on winners and losers, in one forward pass each; and the policy's residuals.
 
-    Where the batch has named captions the winners go through once more under them, for `named_drift`.
+    Where the batch has named captions, one of each pair goes through once more under its own, for `named_drift`.
     """
     schedule, pairs = policy.denoiser.schedule, len(batch.winner_latents)
     clean, embeddings, pooled = (
@@ -122,8 +122,8 @@ def measure_errors(policy: Policy, batch: PairBatch) -> tuple[DenoisingErrors, R
         [batch.prompt_embeddings] * 2,
         [batch.pooled] * 2,
     )
-    if batch.named_embeddings is not None and batch.named_pooled is not None:
-        clean.append(batch.winner_latents)
+    if batch.named_latents is not None and batch.named_embeddings is not None and batch.named_pooled is not None:
+        clean.append(batch.named_latents)
         embeddings.append(batch.named_embeddings)
         pooled.append(batch.named_pooled)
     latents, conditions = torch.cat(clean), (torch.cat(embeddings), torch.cat(pooled))

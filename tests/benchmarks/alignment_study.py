@@ -147,6 +147,7 @@ class Study:
             outcome = pair_counterfactuals(prompt, by_prompt[name], planned[name], image_of, plans[name])
             preferences += outcome.preferences if isinstance(outcome, PopulationPair) else ()
         captions = {label.sample_id: prompt.text for label, (prompt, _) in zip(labels, again, strict=True)}
+        captions |= {s.sample_id: by_cell[s.prompt_id, s.cell].text for s in own if None not in s.cell}
         samples = [sample.sample_id for sample in (*own, *labels)]
         return self._data(preferences, np.concatenate([images, redrawn]), samples, captions)
 
@@ -161,7 +162,8 @@ class Study:
         if round_index == 1:
             self.first = own, now
         first, before = self.first
-        return plan_past_target(plan, own, first, (before, now), populations.overshoot)
+        past = {axis.name: populations.overshoot_of(axis.name) for axis in self.axes}
+        return plan_past_target(plan, own, first, (before, now), past)
 
     def _data(
         self, pairs: Sequence[Preference], images: np.ndarray, samples: list[str], caption_of: dict[str, str]
@@ -169,7 +171,8 @@ class Study:
         model = load_sdxl(ModelSource(self.config.model))
         pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
         encoded = [model.encode_images(part) for part in torch.split(pixels, ENCODE_BATCH)]
-        captions = sorted({p.caption for p in pairs} | {caption_of[p.winner_sample_id] for p in pairs})
+        sides = [(pair.winner_sample_id, pair.loser_sample_id) for pair in pairs]
+        captions = sorted({p.caption for p in pairs} | {caption_of[sample] for side in sides for sample in side})
         populations = sorted({pair.population_id for pair in pairs})
         return AlignmentData(
             latent_means=torch.cat([mean for mean, _ in encoded]),
@@ -179,7 +182,8 @@ class Study:
             caption=torch.tensor([captions.index(pair.caption) for pair in pairs]),
             weight=torch.tensor([pair.weight for pair in pairs], dtype=torch.float32),
             population=torch.tensor([populations.index(pair.population_id) for pair in pairs]),
-            winner_caption=torch.tensor([captions.index(caption_of[pair.winner_sample_id]) for pair in pairs]),
+            winner_caption=torch.tensor([captions.index(caption_of[winner]) for winner, _ in sides]),
+            loser_caption=torch.tensor([captions.index(caption_of[loser]) for _, loser in sides]),
             **model.encode_captions(captions),
         )
 

@@ -55,10 +55,12 @@ def test_each_prompt_is_aimed_against_its_own_lean() -> None:
     plan = PopulationPlan((GENDER,), 1, 0, PairWeighting.AXIS)
     own = {"men": images("men", 10, 0), "women": images("women", 0, 10)}
     before, now = {"v": images("v", 9, 0)}, {"v": images("v", 9, 0)}
-    plans = plan_past_target(plan, own, own, (before, now), past=0.6)
+    plans = plan_past_target(plan, own, own, (before, now), past={GENDER.name: 0.6})
     aims = {prompt: each.targets()[0] for prompt, each in plans.items()}
     assert aims["men"] == pytest.approx(np.array([0.25, 0.75]))
     assert aims["women"] == pytest.approx(np.array([0.75, 0.25]))
+    others = plan_past_target(plan, own, own, (before, now), past={TONE.name: 0.6})
+    assert others["men"].targets()[0].tolist() == [0.5, 0.5], "another axis overshoots"
     # As far from its aim as a population can be: all that there is to do is left.
     assert plans["men"].axis_scales == (pytest.approx(1),)
 
