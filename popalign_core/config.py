@@ -150,6 +150,9 @@ class AlignmentConfig(StageConfig):
     first_timestep: Annotated[
         int, Field(title="First timestep", ge=0, description="Less noise than this is not trained on; 0 = all.")
     ] = 0
+    caption_dropout: Annotated[
+        Share, Field(title="Dropout", description="Share of pairs trained under the empty caption.")
+    ] = 0.1
     caption_mixing: Annotated[
         float,
         Field(title="Mixing", ge=0, le=1, description="Each caption is moved up to this share of the way to another."),
@@ -190,6 +193,10 @@ class RunConfig(StageConfig):
     """A whole run: the model, the seed and a part for every stage."""
 
     model: Annotated[str, Field(title="Model", description="Embedded name, pipeline folder or hub id.")] = "emoji"
+    model_lora: Annotated[
+        str,
+        Field(title="LoRA of the model", description="Folder or hub id of a LoRA that the base model is used with."),
+    ] = ""
     seed: Annotated[int, Field(title="Seed", ge=0)] = 0
     device: Annotated[str, Field(title="Device", description="auto, cpu, cuda, cuda:1 ...")] = "auto"
     expansion: Annotated[ExpansionConfig, Field(title="Expansion")] = ExpansionConfig()
@@ -244,8 +251,10 @@ _PAPER = _SDXL.model_copy(
         "sampling": SamplingConfig(steps=50, batch_size=16, dtype="bfloat16"),
         "populations": PopulationsConfig(size=100, weighting="even"),
         "alignment": AlignmentConfig(
-            rounds=1,
-            steps=750,
+            # One training of 750 steps on one set of images, looked at five times.
+            rounds=5,
+            redraw=False,
+            steps=150,
             pairs_per_step=8,
             learning_rate=5e-7,
             beta=5000,
@@ -276,7 +285,7 @@ def with_settings(config: RunConfig, settings: dict[str, str]) -> RunConfig:
         name = field or part
         if name not in target or (not field and part in stages):
             known = [f"{stage}.{name}" for stage, fields in stages.items() for name in fields]
-            raise UnknownName(kind="setting", got=key, known=[*known, "model", "seed", "device"])
+            raise UnknownName(kind="setting", got=key, known=[*known, "model", "model_lora", "seed", "device"])
         target[name] = [part.strip() for part in value.split(",")] if isinstance(target[name], list) else value
     return parse_config(values)
 

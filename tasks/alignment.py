@@ -38,7 +38,7 @@ def alignment_settings(config: AlignmentConfig, seed: int, round_index: int) -> 
     Without `redraw` all rounds are one training, which the later ones take further.
     """
     names = "objective pairs_per_step learning_rate_schedule first_timestep beta anchor_weight preserve_weight "
-    names += "winner_preserving ema_decay caption_mixing"
+    names += "winner_preserving ema_decay caption_dropout caption_mixing"
     values = config.model_dump(include=set(names.split()))
     first, rounds = (round_index, 1) if config.redraw else (1, round_index)
     return AlignmentSettings(
@@ -74,7 +74,7 @@ def align_round(preferences: ArtifactRef, config: RunConfig, parent_id: str, rou
         data = alignment_data(preferences, model, named=config.alignment.preserve_weight > 0)
         settings = alignment_settings(config.alignment, config.seed, round_index)
         nats = nats_per_unit_error(noise_schedule(model), data.latent_elements, settings.first_timestep)
-        row = _model_row(ref, config, settings, nats)
+        row = _model_row(ref, config, settings, natural_beta(settings.beta, nats, settings.objective, data.pairs_each))
         row |= {"parent_model_id": parent_id, "round": round_index}
         get_run_logger().info("beta %g is %s in units of log-likelihood", settings.beta, row["natural_beta"])
         policy = make_policy(
@@ -127,7 +127,9 @@ def _train(
     return records, state.average
 
 
-def _model_row(ref: ArtifactRef, config: RunConfig, settings: AlignmentSettings, nats: float) -> dict[str, object]:
+def _model_row(
+    ref: ArtifactRef, config: RunConfig, settings: AlignmentSettings, natural: float | None
+) -> dict[str, object]:
     return {
         "run_id": ref.run_id,
         "model_id": ref.key,
@@ -136,7 +138,7 @@ def _model_row(ref: ArtifactRef, config: RunConfig, settings: AlignmentSettings,
         "seed": settings.seed,
         "steps": settings.steps,
         "beta": settings.beta,
-        "natural_beta": natural_beta(settings.beta, nats, settings.objective, config.populations.size),
+        "natural_beta": natural,
     }
 
 

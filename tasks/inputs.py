@@ -3,7 +3,7 @@
 from popalign_core.config import RunConfig
 from popalign_core.expansion import prompts_of
 from popalign_core.models.attribute_heads import check_heads
-from popalign_core.models.checkpoints import check_source
+from popalign_core.models.checkpoints import check_adapter, check_source
 from popalign_core.models.sdxl import pick_device
 from popalign_core.models.zero_shot import check_builder
 
@@ -12,6 +12,8 @@ def check_inputs(config: RunConfig) -> None:
     """Prompts, models, classifiers and device. Raises: InvalidInput, ModelNotUsable."""
     prompts_of(config.expansion)
     check_source(config.model, config.sampling.image_size)
+    if config.model_lora:
+        check_adapter(config.model_lora)
     check_builder(config.classification.builder, config.expansion.axes)
     check_heads(config.classification.judge, config.expansion.axes)
     pick_device(config.device)

@@ -23,9 +23,10 @@ def planned_work(config: RunConfig) -> list[tuple[str, str, str]]:
         return sum(by_split[p.split] * p.per_prompt * (cells if p.kind == "specific" else 1) for p in parts)
 
     rounds = config.alignment.rounds
+    draws = rounds if config.alignment.redraw else 1
     rows += [
-        ("alignment", f"images in {rounds} rounds", str(rounds * images("round"))),
-        *_counterfactual_rows(config, by_split["train"]),
+        ("alignment", "images of rounds" if draws > 1 else "images, drawn once", str(draws * images("round"))),
+        *_counterfactual_rows(config, draws * by_split["train"]),
         ("alignment", f"validation images, {rounds + 1} models", str((rounds + 1) * images("validation"))),
         ("alignment", "steps", f"{rounds} x {config.alignment.steps}, {config.alignment.pairs_per_step} pairs each"),
         ("assessment", "images, two models", str(2 * _sum(images, ("evaluation", "trained", "obedience")))),
@@ -36,7 +37,7 @@ def planned_work(config: RunConfig) -> list[tuple[str, str, str]]:
 def _counterfactual_rows(config: RunConfig, prompts: int) -> list[tuple[str, str, str]]:
     if config.populations.winners != "counterfactual":
         return []
-    most = config.alignment.rounds * prompts * config.images.train_neutral
+    most = prompts * config.images.train_neutral
     return [("alignment", "counterfactual images, at most", str(most))]
 
 

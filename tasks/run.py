@@ -1,10 +1,11 @@
 """What every task needs of a run: its references, its models, its record of time."""
 
 import json
+import platform
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from functools import lru_cache
 from importlib.metadata import version
@@ -33,6 +34,8 @@ LIBRARIES = (
     "transformers",
     "open_clip_torch",
     "peft",
+    "torchmetrics",
+    "numpy",
     "prefect",
     "duckdb",
     "pyarrow",
@@ -59,7 +62,7 @@ def record_run(workspace: str, run_id: str, preset: str, config: RunConfig) -> A
     now = datetime.now(UTC)
     start = reference(workspace, run_id, "starts", now.strftime("%Y%m%dT%H%M%S.%fZ"))
     with staged_artifact(start) as folder:
-        versions = json.dumps({name: version(name) for name in LIBRARIES})
+        versions = json.dumps({"python": platform.python_version()} | {name: version(name) for name in LIBRARIES})
         row = {"run_id": run_id, "started_at": now.isoformat(timespec="seconds"), "versions_json": versions}
         write_rows(folder, "starts", [row])
     return ref
@@ -92,13 +95,14 @@ def model_source(workspace: str, run_id: str, config: RunConfig, model_id: str) 
 
     Raises: NotCommitted.
     """
+    base = ModelSource(config.model, fused_lora=config.model_lora or None)
     if model_id == BASE:
-        return ModelSource(config.model)
+        return base
     ref = reference(workspace, run_id, "models", model_id)
     if not is_committed(ref):
         raise NotCommitted(f"run {run_id} has no committed model {model_id!r}.")
     part = "lora" if config.alignment.lora_rank else "unet"
-    return ModelSource(config.model, **{part: str(ref.folder / part)})
+    return replace(base, **{part: str(ref.folder / part)})
 
 
 @lru_cache(maxsize=1)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from popalign_core.attributes import CROSSING
 from storage.artifacts import committed_keys
 from storage.layout import Workspace
 from storage.tables import read_rows
@@ -30,7 +31,8 @@ def summarize_run(workspace: str, run_id: str, report: str) -> RunSummary:
     decision = read_rows(place, run_id, "decisions")[0]
     lines: list[tuple[str, str, str, str]] = []
     for row in read_rows(place, run_id, "comparisons", equal={"split": "eval"}):
-        if row["measure"] in NAMES:
+        # Crossed axes are in the report.
+        if row["measure"] in NAMES and CROSSING not in row["axis"]:
             name = f"{row['axis'].replace('_', ' ')} {NAMES[row['measure']]}".strip()
             ratio = f"{row['ratio']:.2f} [{row['ratio_low']:.2f}, {row['ratio_high']:.2f}]"
             lines.append((name, f"{row['before']:.3f}", f"{row['after']:.3f}", ratio))

@@ -67,6 +67,11 @@ class AlignmentData:
         return cls(**{name: torch.as_tensor(array) for name, array in arrays.items()})
 
     @property
+    def pairs_each(self) -> float:
+        """Mean number of pairs in a population."""
+        return len(self.population) / len(number_populations(self.population)[1])
+
+    @property
     def latent_elements(self) -> int:
         """Elements of one latent."""
         return self.latent_means[0].numel()

@@ -164,10 +164,10 @@ def nats_per_unit_error(schedule: NoiseSchedule, latent_elements: int, first_tim
     return latent_elements * schedule.error_weights()[max(0, first_timestep - 1) :].sum().item()
 
 
-def natural_beta(beta: float, nats: float, objective: Objective, population_size: int = 1) -> float | None:
+def natural_beta(beta: float, nats: float, objective: Objective, population_size: float = 1) -> float | None:
     """Beta in units of log-likelihood: the b for which the loss reads log sigmoid(b * (difference of log-ratios)).
 
-    nats: `nats_per_unit_error`. population_size: pairs in a population, used by "popalign_exact" alone.
+    nats: `nats_per_unit_error`. population_size: mean pairs in a population, used by "popalign_exact" alone.
     The optimum of such a loss is reference * (p_winner / p_loser)^(1 / b). With losers drawn from the reference, b = 1
     ends at the winners' distribution; the usual betas have b far below 1, so their optimum lies far beyond it and
     training must be stopped. "popalign" compares a sample with the baseline, b = beta / nats; "dpo" halves the

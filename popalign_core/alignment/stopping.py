@@ -16,14 +16,10 @@ StopReason = Literal["arrived", "turned"]
 
 @dataclass(frozen=True)
 class HeldOutPoint:
-    """One measurement on held-out prompts during training.
-
-    disparities: per axis, >= 0. kept: share of samples that still show the prompted subject, 1 if not measured.
-    """
+    """One measurement on held-out prompts during training. disparities: per axis, >= 0."""
 
     step: int
     disparities: Mapping[str, float]
-    kept: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -39,13 +35,12 @@ class StopRule:
     """Keep the most even point, stop when things turn.
 
     patience: measurements without a better one until "turned". min_gain: by how much the score must fall to count as
-    better. min_kept: points that keep the subject less often are never the best. floors: per axis, the disparity that
-    sampling alone would show (0 where not given); smaller values are counted as it, since nothing smaller is measured.
+    better. floors: per axis, the disparity that sampling alone would show (0 where not given); smaller values are
+    counted as it, since nothing smaller is measured.
     """
 
     patience: int = 2
     min_gain: float = 0.0
-    min_kept: float = 0.0
     floors: Mapping[str, float] = field(default_factory=dict[str, float])
 
     def judge(self, history: Sequence[HeldOutPoint]) -> StopVerdict:
@@ -58,8 +53,8 @@ class StopRule:
             raise InvalidInput("the model before training must be measured first.")
         scores = [self.score(history[0].disparities, point.disparities) for point in history]
         best = 0
-        for position, point in enumerate(history):
-            if point.kept >= self.min_kept and scores[position] < scores[best] - self.min_gain:
+        for position in range(len(history)):
+            if scores[position] < scores[best] - self.min_gain:
                 best = position
         if all(value <= self.floors.get(axis, 0.0) for axis, value in history[best].disparities.items()):
             return StopVerdict(best, "arrived")

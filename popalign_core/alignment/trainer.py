@@ -43,6 +43,11 @@ class StepRecord:
     pairs: int
     seconds: float
 
+    @property
+    def images_per_second(self) -> float:
+        """Winners and losers together, over all processes."""
+        return 2 * self.pairs / self.seconds
+
 
 @dataclass(frozen=True, eq=False)
 class Residuals:

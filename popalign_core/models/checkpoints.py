@@ -4,6 +4,7 @@ import hashlib
 import json
 from functools import lru_cache
 from pathlib import Path
+from typing import Any, cast
 
 from popalign_core.errors import InvalidInput, ModelNotUsable
 
@@ -32,8 +33,17 @@ def check_source(source: str, image_size: int = 0) -> None:
             raise ModelNotUsable(f"there is no model folder {source}. Embedded: emoji. A hub id is owner/name.")
         return
     check_pipeline_folder(folder)
-    unet, vae = (json.loads((folder / part / "config.json").read_text()) for part in ("unet", "vae"))
+    unet, vae = (read_config(folder / part / "config.json") for part in ("unet", "vae"))
     check_image_size(image_size, image_size, len(vae["block_out_channels"]), len(unet["block_out_channels"]))
+
+
+def check_adapter(source: str) -> None:
+    """A local folder of a LoRA holds safetensors; a hub id passes. Raises: ModelNotUsable."""
+    folder = Path(source)
+    if folder.is_dir():
+        check_weights(folder)
+    elif source.startswith((".", "/", "~")):
+        raise ModelNotUsable(f"there is no LoRA folder {source}. A hub id is owner/name.")
 
 
 def check_image_size(height: int, width: int, vae_levels: int, unet_levels: int) -> None:
@@ -57,7 +67,7 @@ def check_pipeline_folder(folder: Path) -> None:
             f"{folder} holds no model_index.json: a diffusers pipeline folder is expected "
             "(StableDiffusionXLPipeline.save_pretrained writes one)."
         )
-    parts = json.loads(index_file.read_text())
+    parts = read_config(index_file)
     if parts.get("_class_name") != "StableDiffusionXLPipeline":
         raise ModelNotUsable(
             f"{folder} is a {parts.get('_class_name')}; StableDiffusionXLPipeline is the architecture supported."
@@ -67,12 +77,23 @@ def check_pipeline_folder(folder: Path) -> None:
             raise ModelNotUsable(f"{folder} has no {part}/ folder, which an SDXL pipeline needs.")
     for part in ("unet", "vae", "text_encoder", "text_encoder_2"):
         check_weights(folder / part)
-    config = json.loads((folder / "unet" / "config.json").read_text())
+    config = read_config(folder / "unet" / "config.json")
     if config.get("addition_embed_type") != "text_time":
         raise ModelNotUsable(
             f"{folder}/unet takes no pooled text and size conditions (addition_embed_type "
             f"{config.get('addition_embed_type')!r}); an SDXL UNet has 'text_time'."
         )
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The settings in a JSON file of a model folder. Raises: ModelNotUsable where there are none."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelNotUsable(f"{path} cannot be read as JSON ({error}); it belongs to a model folder.") from error
+    if not isinstance(found, dict):
+        raise ModelNotUsable(f"{path} holds {type(found).__name__}, an object with settings is expected.")
+    return cast("dict[str, Any]", found)
 
 
 def check_weights(folder: Path) -> None:

@@ -13,6 +13,7 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
+from safetensors import SafetensorError
 from torch import Tensor
 
 from popalign_core.errors import InvalidInput, ModelNotUsable
@@ -23,6 +24,7 @@ from popalign_core.models.checkpoints import (
     resolve_source,
     source_digest,
 )
+from popalign_core.models.lora import FILE_NAME as LORA_FILE
 
 SCHEDULERS = {"ddim": DDIMScheduler, "euler": EulerDiscreteScheduler, "dpm++": DPMSolverMultistepScheduler}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -32,15 +34,22 @@ DtypeName = Literal["float32", "bfloat16", "float16"]
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Where a model comes from: a pipeline (embedded name, folder or hub id), and what replaces or adapts its UNet."""
+    """Where a model comes from: a pipeline (embedded name, folder or hub id), and what replaces or adapts its UNet.
+
+    fused_lora: folder or hub id of a LoRA that belongs to the base model: added to its weights, text encoders included.
+    unet: folder of a UNet in the place of the pipeline's, in which that LoRA is already. lora: an adapter on top.
+    """
 
     pipeline: str
     unet: str | None = None
     lora: str | None = None
+    fused_lora: str | None = None
 
     def digest(self) -> str:
         """Names the weights: digests of all folders involved."""
-        return "-".join(source_digest(part) for part in (self.pipeline, self.unet, self.lora) if part is not None)
+        return "-".join(
+            source_digest(part) for part in (self.pipeline, self.fused_lora, self.unet, self.lora) if part is not None
+        )
 
 
 @dataclass(frozen=True)
@@ -147,7 +156,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def load_sdxl(source: ModelSource, *, device: str = "auto", dtype: DtypeName = "float32") -> SdxlModel:
-    """Loads a pipeline in safetensors, with a replaced UNet or a LoRA where the source names one.
+    """Loads a pipeline in safetensors, with the LoRAs and the UNet that the source names.
 
     Raises: ModelNotUsable with the reason and the way out.
     """
@@ -155,9 +164,10 @@ def load_sdxl(source: ModelSource, *, device: str = "auto", dtype: DtypeName = "
     options: dict[str, Any] = {"dtype": DTYPES[dtype], "use_safetensors": True}
     if Path(resolved).exists():
         check_pipeline_folder(Path(resolved))
+    replacement = None
     if source.unet is not None:
         check_weights(Path(source.unet))
-        options["unet"] = UNet2DConditionModel.from_pretrained(source.unet, **options)
+        replacement = UNet2DConditionModel.from_pretrained(source.unet, **options)
     try:
         pipeline = StableDiffusionXLPipeline.from_pretrained(resolved, add_watermarker=False, **options)
     except (OSError, ValueError) as error:
@@ -165,8 +175,14 @@ def load_sdxl(source: ModelSource, *, device: str = "auto", dtype: DtypeName = "
             f"{source.pipeline!r} could not be loaded as an SDXL pipeline: {error}. Give an embedded name, the path of "
             "a pipeline folder, or a hub id that this machine can reach or has in its cache."
         ) from error
+    if source.fused_lora is not None:
+        _load_lora(pipeline, source.fused_lora)
+        pipeline.fuse_lora()
+        pipeline.unload_lora_weights()
+    if replacement is not None:
+        pipeline.register_modules(unet=replacement)
     if source.lora is not None:
-        pipeline.load_lora_weights(source.lora)
+        _load_lora(pipeline, source.lora)
     place = pick_device(device)
     pipeline.to(place)
     pipeline.unet.to(memory_format=torch.channels_last)
@@ -175,6 +191,16 @@ def load_sdxl(source: ModelSource, *, device: str = "auto", dtype: DtypeName = "
     for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder, pipeline.text_encoder_2):
         part.eval().requires_grad_(False)
     return SdxlModel(pipeline, source, place)
+
+
+def _load_lora(pipeline: StableDiffusionXLPipeline, source: str) -> None:
+    try:
+        pipeline.load_lora_weights(source, use_safetensors=True)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ModelNotUsable(
+            f"{source!r} could not be loaded as a LoRA: {str(error).splitlines()[0]} Give a folder with "
+            f"{LORA_FILE}, or a hub id that this machine can reach or has in its cache."
+        ) from error
 
 
 def set_scheduler(model: SdxlModel, name: SchedulerName) -> None:

@@ -1,8 +1,10 @@
 """PopAlign (bound and exact), Diffusion-DPO and SFT: the same pairs, the same steps, judged on held-out prompts.
 
 POPALIGN_BENCH_SEEDS: "0,1,2" (0). POPALIGN_BENCH_STEPS: the steps after which each is measured, "20,60" (30).
-POPALIGN_BENCH_OBJECTIVES: which of them (all). POPALIGN_BENCH_JSON: a file for the rows, one JSON object a line.
-The preset `emoji` trains; nothing else than the objective differs within a seed.
+POPALIGN_BENCH_OBJECTIVES: which of them (all). POPALIGN_BENCH_IMAGES: of a held-out prompt (as the preset).
+POPALIGN_BENCH_JSON: a file for the rows, one JSON object a line.
+The preset `emoji` trains, without its overshoot: what an objective makes of pairs that lead to the target. Nothing but
+the objective differs within a seed.
 """
 
 import json
@@ -19,13 +21,14 @@ from alignment_study import Measured, Study
 from popalign_core.alignment.settings import Objective
 from popalign_core.alignment.trainer import train
 from popalign_core.assessment.resampling import Estimate
-from popalign_core.config import preset
+from popalign_core.config import preset, with_settings
 from popalign_core.models.sdxl import ModelSource, load_sdxl
 from popalign_core.models.trainable import make_policy
 
 pytestmark = pytest.mark.timeout(4 * 3600)
 
-CONFIG = preset("emoji")
+CONFIG = with_settings(preset("emoji"), {"populations.overshoot": "0"})
+IMAGES = int(os.environ.get("POPALIGN_BENCH_IMAGES", CONFIG.images.evaluation))
 SEEDS = [int(seed) for seed in os.environ.get("POPALIGN_BENCH_SEEDS", "0").split(",")]
 STEPS = sorted(int(step) for step in os.environ.get("POPALIGN_BENCH_STEPS", "30").split(","))
 OBJECTIVES = os.environ.get("POPALIGN_BENCH_OBJECTIVES", ",".join(get_args(Objective))).split(",")
@@ -70,7 +73,7 @@ def trained(study: Study, objective: str, data: Any, base: Measured) -> Iterator
             "pairs": len(data.winner),
             "seconds_a_step": round(sorted(seconds)[len(seconds) // 2], 3),
             "wall_s": round(time.perf_counter() - started, 1),
-            **row_of(study.measure(), base),
+            **row_of(study.measure(images=IMAGES), base),
         }
 
 
@@ -79,7 +82,7 @@ def rows() -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     for seed in SEEDS:
         study = Study(CONFIG, seed)
-        base = study.measure()
+        base = study.measure(images=IMAGES)
         data = study.pairs(1)
         for objective in OBJECTIVES:
             for row in trained(study, objective, data, base):

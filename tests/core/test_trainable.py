@@ -1,10 +1,12 @@
 """The emoji UNet as the trainer sees it."""
 
+from pathlib import Path
+
 import torch
 
 from popalign_core.alignment.adapters import trainable_parameters
 from popalign_core.models.sdxl import ModelSource, load_sdxl
-from popalign_core.models.trainable import SdxlDenoiser, make_policy
+from popalign_core.models.trainable import SdxlDenoiser, make_policy, noise_schedule, save_weights
 
 
 def gradients(gradient_checkpointing: bool) -> torch.Tensor:
@@ -44,6 +46,37 @@ def test_an_adapter_trains_on_a_bfloat16_model_from_float32_batches() -> None:
     gradients = [parameter.grad for parameter in trainable_parameters(policy.denoiser).values()]
     assert all(gradient is not None and gradient.dtype == torch.float32 for gradient in gradients)
     assert any(bool(gradient.any()) for gradient in gradients if gradient is not None)
+
+
+def test_a_lora_of_the_base_model_is_in_its_weights_and_in_those_that_replace_them(tmp_path: Path) -> None:
+    model = load_sdxl(ModelSource("emoji"), device="cpu", dtype="float32")
+    policy = make_policy(model, lora_rank=2, seed=0)
+    with torch.no_grad():
+        for parameter in trainable_parameters(policy.denoiser).values():
+            parameter.add_(0.05)
+    (tmp_path / "base").mkdir()
+    save_weights(policy, tmp_path / "base", lora=True)
+    lora, adapter = str(tmp_path / "base" / "lora"), model.pipeline.unet
+
+    fused = load_sdxl(ModelSource("emoji", fused_lora=lora), device="cpu", dtype="float32")
+    assert not any("lora" in name for name in fused.pipeline.unet.state_dict())
+    embeddings = fused.encode_prompts(["a photo of a judge"])
+    inputs = torch.randn(1, 8, 16, 16, generator=torch.Generator().manual_seed(0)), torch.tensor([500])
+    predicted = [
+        SdxlDenoiser(unet, noise_schedule(fused), fused.time_ids(64, 64))(
+            *inputs, embeddings.context.float(), embeddings.pooled.float()
+        )
+        for unet in (fused.pipeline.unet, adapter, load_sdxl(ModelSource("emoji"), device="cpu").pipeline.unet)
+    ]
+    torch.testing.assert_close(predicted[0], predicted[1], rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(predicted[0], predicted[2], atol=1e-2)
+
+    # What a round saved already holds the LoRA; it must not be added again.
+    (tmp_path / "round").mkdir()
+    save_weights(make_policy(fused, lora_rank=0, seed=0), tmp_path / "round", lora=False)
+    again = load_sdxl(ModelSource("emoji", unet=str(tmp_path / "round" / "unet"), fused_lora=lora), device="cpu")
+    for name, weight in again.pipeline.unet.state_dict().items():
+        assert torch.equal(weight, fused.pipeline.unet.state_dict()[name])
 
 
 def test_the_size_condition_is_that_of_the_images() -> None:

@@ -69,6 +69,22 @@ def test_a_unet_of_another_architecture(refused: Refused, model: Path) -> None:
     assert "an SDXL UNet has 'text_time'" in refused(f"model={model}")
 
 
+@pytest.mark.parametrize("part", ["model_index.json", "unet/config.json", "vae/config.json"])
+@pytest.mark.parametrize("content", ["{", "[]", None])
+def test_settings_of_a_model_that_cannot_be_read(refused: Refused, model: Path, part: str, content: str | None) -> None:
+    if content is None:
+        (model / part).unlink()
+    else:
+        (model / part).write_text(content)
+    assert Path(part).name in refused(f"model={model}")
+
+
+def test_a_lora_that_is_not_there_or_a_pickle(refused: Refused, tmp_path: Path) -> None:
+    assert "there is no LoRA folder" in refused(f"model_lora={tmp_path}/nowhere")
+    (tmp_path / "pytorch_lora_weights.bin").touch()
+    assert "pickled weights (pytorch_lora_weights.bin)" in refused(f"model_lora={tmp_path}")
+
+
 def test_pickled_weights(refused: Refused, model: Path) -> None:
     weights = next((model / "unet").glob("*.safetensors"))
     weights.rename(weights.with_name("diffusion_pytorch_model.bin"))

@@ -7,6 +7,7 @@ import logging
 import multiprocessing
 import os
 import random
+import resource
 import signal
 import sys
 import time
@@ -55,11 +56,14 @@ SETTINGS = {
     "alignment.checkpoint_steps": "1",
     "assessment.resamples": "200",
 }
-POINTS = ("before_manifest:samples:2", "after_stage:attributes", "before_rename:models", "after_commit:disparities")
+POINTS = ("before_manifest:samples:2", "after_stage:attributes", "before_rename:models")
+POINTS += ("after_commit:models", "after_commit:disparities")
 SEED = 20
 RANDOM_KILLS = 3
 # A machine that is busy with other work takes ten times as long.
 PROCESS_SECONDS = 1200
+# Images and checkpoints fit, a UNet does not.
+SMALL_FILES = 12_000_000
 # What differs from run to run by its nature.
 OWN_TO_A_RUN = {"starts", "timings"}
 COMPARED = [table for table in TABLES if table not in OWN_TO_A_RUN]
@@ -73,6 +77,8 @@ def command_line(output: Path, arguments: list[str], environment: dict[str, str]
     In a session of its own: Prefect's temporary server, which outlives a killed parent, can be ended with it.
     """
     os.setsid()
+    if limit := environment.pop("LARGEST_FILE", ""):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), resource.RLIM_INFINITY))
     with output.open("ab") as stream:
         os.dup2(stream.fileno(), sys.stdout.fileno())
         os.dup2(stream.fileno(), sys.stderr.fileno())
@@ -82,8 +88,9 @@ def command_line(output: Path, arguments: list[str], environment: dict[str, str]
     main()
 
 
-def start_run(root: Path, **environment: str) -> ForkServerProcess:
-    settings = [part for name, value in SETTINGS.items() for part in ("--set", f"{name}={value}")]
+def start_run(root: Path, changes: dict[str, str] | None = None, **environment: str) -> ForkServerProcess:
+    chosen = SETTINGS | (changes or {})
+    settings = [part for name, value in chosen.items() for part in ("--set", f"{name}={value}")]
     arguments = ["run", "emoji", "--run-id", RUN, "--workspace", str(root), *settings]
     process = PROCESSES.Process(target=command_line, args=(output_of(root), arguments, environment))
     process.start()
@@ -196,6 +203,31 @@ def test_killed_at_named_points_it_ends_with_the_same_artifacts(
         assert_only_whole_artifacts_are_read(root, undisturbed)
     assert exit_code(start_run(root, PREFECT_API_URL=prefect_api)) == 0, output_of(root).read_text()
     assert_it_ends_like(root, undisturbed, len(POINTS) + 1)
+
+
+def test_a_full_disk_is_one_message_and_loses_nothing(
+    tmp_path: Path, undisturbed: Undisturbed, prefect_api: str
+) -> None:
+    root = tmp_path / "workspace"
+    full = start_run(root, PREFECT_API_URL=prefect_api, LARGEST_FILE=str(SMALL_FILES))
+    assert exit_code(full) == 2
+    said = " ".join(output_of(root).read_text().split())
+    assert "was not written" in said
+    assert "Traceback" not in said
+    assert committed_keys(Workspace(root), RUN, "models") == []
+    assert_only_whole_artifacts_are_read(root, undisturbed)
+    assert exit_code(start_run(root, PREFECT_API_URL=prefect_api)) == 0, output_of(root).read_text()
+    assert_it_ends_like(root, undisturbed, starts=2)
+
+
+def test_a_loss_that_is_no_number_is_one_message_and_commits_no_model(tmp_path: Path, prefect_api: str) -> None:
+    root = tmp_path / "workspace"
+    steep = {"alignment.learning_rate": "1e30"}
+    assert exit_code(start_run(root, steep, PREFECT_API_URL=prefect_api)) == 2
+    said = " ".join(output_of(root).read_text().split())
+    assert "step 2" in said
+    assert "Traceback" not in said
+    assert committed_keys(Workspace(root), RUN, "models") == []
 
 
 def kill_later(process: ForkServerProcess, root: Path, seconds: float, committed: int) -> None:
