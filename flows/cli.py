@@ -14,7 +14,8 @@ from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from popalign_core.config import PresetName, RunConfig
+    from popalign_core.config import RunConfig
+    from popalign_core.presets import PresetName
 
 app = typer.Typer(
     add_completion=False,
@@ -119,9 +120,9 @@ def report(run_id: str, workspace: WorkspaceOption = Path("workspace")) -> None:
 
 
 def _config(preset: str, settings: list[str]) -> "RunConfig":
-    from popalign_core.config import preset as preset_named
     from popalign_core.config import with_settings
     from popalign_core.errors import InvalidInput
+    from popalign_core.presets import preset as preset_named
 
     pairs: dict[str, str] = {}
     for setting in settings:

@@ -5,7 +5,8 @@ from prefect import flow
 from flows.alignment import alignment
 from flows.assessment import assessment
 from flows.expansion import expansion
-from popalign_core.config import PresetName, RunConfig, preset
+from popalign_core.config import RunConfig
+from popalign_core.presets import PresetName, preset
 from storage.layout import Workspace
 from storage.locks import run_lock
 from tasks.reporting import publish_report, write_report

@@ -2,8 +2,9 @@
 
 from prefect import flow
 
-from popalign_core.config import PresetName, RunConfig, preset
+from popalign_core.config import RunConfig
 from popalign_core.expansion import prompts_of
+from popalign_core.presets import PresetName, preset
 from storage.artifacts import ArtifactRef
 from tasks.expansion import write_prompts
 from tasks.run import record_run

@@ -21,9 +21,10 @@ from alignment_study import Measured, Study
 from popalign_core.alignment.settings import Objective
 from popalign_core.alignment.trainer import train
 from popalign_core.assessment.resampling import Estimate
-from popalign_core.config import preset, with_settings
+from popalign_core.config import with_settings
 from popalign_core.models.sdxl import ModelSource, load_sdxl
 from popalign_core.models.trainable import make_policy
+from popalign_core.presets import preset
 
 pytestmark = pytest.mark.timeout(4 * 3600)
 

@@ -18,9 +18,9 @@ import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
 
-from popalign_core.config import preset
 from popalign_core.models.checkpoints import resolve_source
 from popalign_core.models.sdxl import DTYPES, SCHEDULERS, ModelSource, SdxlModel, load_sdxl
+from popalign_core.presets import preset
 from popalign_core.sampling import ImageRequest, SamplingSettings, sample_images
 
 pytestmark = pytest.mark.timeout(3600)

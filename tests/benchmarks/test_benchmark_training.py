@@ -22,9 +22,9 @@ from popalign_core.alignment.cache import AlignmentData
 from popalign_core.alignment.checkpoint import begin
 from popalign_core.alignment.settings import AlignmentSettings, Objective
 from popalign_core.alignment.trainer import train
-from popalign_core.config import preset
 from popalign_core.models.sdxl import ModelSource, SdxlModel, load_sdxl
 from popalign_core.models.trainable import make_policy
+from popalign_core.presets import preset
 
 pytestmark = pytest.mark.timeout(3600)
 

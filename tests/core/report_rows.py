@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from popalign_core.attributes import Axis, axis_named
-from popalign_core.config import preset
+from popalign_core.presets import preset
 from popalign_core.reporting.contact_sheet import contact_sheet
 from popalign_core.reporting.report_data import ContactSheet, ReportData
 

@@ -3,8 +3,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from popalign_core.config import PRESETS, RunConfig, parse_config, preset, with_settings
+from popalign_core.config import RunConfig, parse_config, with_settings
 from popalign_core.errors import InvalidInput, UnknownName
+from popalign_core.presets import PRESETS, preset
 
 
 @pytest.mark.parametrize("name", PRESETS)

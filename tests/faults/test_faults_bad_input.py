@@ -11,9 +11,10 @@ from pydantic import ValidationError
 
 from flows.cli import main
 from flows.expansion import expansion
-from popalign_core.config import ExpansionConfig, preset
+from popalign_core.config import ExpansionConfig
 from popalign_core.errors import PopalignError
 from popalign_core.models.checkpoints import EMBEDDED
+from popalign_core.presets import preset
 from storage.layout import Workspace
 from storage.locks import run_lock
 

@@ -9,7 +9,8 @@ from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settin
 from prefect.testing.utilities import prefect_test_harness
 
 from flows.debias import debias
-from popalign_core.config import RunConfig, preset, with_settings
+from popalign_core.config import RunConfig, with_settings
+from popalign_core.presets import preset
 from storage.artifacts import artifact_digest, committed_keys, verify
 from storage.catalog import query
 from storage.layout import Workspace

@@ -9,7 +9,8 @@ import pytest
 from prefect.logging import disable_run_logger
 
 from popalign_core.classification import Status
-from popalign_core.config import RunConfig, preset, with_settings
+from popalign_core.config import RunConfig, with_settings
+from popalign_core.presets import preset
 from storage.artifacts import ArtifactRef
 from storage.commit import staged_artifact
 from storage.images import FORMAT, encode_image

@@ -14,9 +14,10 @@ from safetensors.torch import load_file  # pyright: ignore[reportUnknownVariable
 from torch import Tensor
 
 from popalign_core.alignment.trainer import StepRecord
-from popalign_core.config import RunConfig, preset, with_settings
+from popalign_core.config import RunConfig, with_settings
 from popalign_core.errors import TrainingDiverged
 from popalign_core.models import emoji
+from popalign_core.presets import preset
 from storage.artifacts import ArtifactRef, artifact_digest, committed_keys
 from storage.checkpoints import latest_checkpoint
 from storage.commit import staged_artifact

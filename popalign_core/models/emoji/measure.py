@@ -17,7 +17,6 @@ from popalign_core.assessment.obedience import confusion_matrix, obedience
 from popalign_core.assessment.quality import frechet_distance
 from popalign_core.attributes import AXES
 from popalign_core.classification import AxisProbabilities
-from popalign_core.config import preset
 from popalign_core.models.attribute_heads import HeadClassifier
 from popalign_core.models.emoji.captions import caption
 from popalign_core.models.emoji.data import EmojiSet, render_emoji
@@ -25,6 +24,7 @@ from popalign_core.models.emoji.judges import HELD_OUT_VENDOR
 from popalign_core.models.emoji.roles import GENDERS, ROLES, TONES, VENDORS
 from popalign_core.models.sdxl import ModelSource, SdxlModel, load_sdxl
 from popalign_core.models.zero_shot import ZeroShotClassifier
+from popalign_core.presets import preset
 from popalign_core.sampling import ImageRequest, SamplingSettings, sample_images
 from popalign_core.seeds import sample_seed
 

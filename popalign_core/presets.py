@@ -1,0 +1,72 @@
+"""Named configurations: the embedded model, SDXL, and the sizes of the paper's code."""
+
+from typing import Literal
+
+from popalign_core.config import (
+    AlignmentConfig,
+    ClassificationConfig,
+    ExpansionConfig,
+    ImageCounts,
+    PopulationsConfig,
+    RunConfig,
+    SamplingConfig,
+)
+from popalign_core.errors import UnknownName
+
+_EMOJI = RunConfig(
+    sampling=SamplingConfig(scheduler="dpm++", steps=10, guidance_scale=3.0, batch_size=64, shard_size=256),
+    images=ImageCounts(train_neutral=12, train_specific=0, validation=24, evaluation=40, trained=4, obedience=2),
+    populations=PopulationsConfig(
+        winners="counterfactual", weighting="axis", overshoot=2, overshoot_axes=("perceived_gender",)
+    ),
+    alignment=AlignmentConfig(
+        rounds=4,
+        steps=30,
+        learning_rate=3e-3,
+        learning_rate_schedule="cosine",
+        round_decay=0.8,
+        first_timestep=350,
+        anchor_weight=0,
+        preserve_weight=3000,
+        caption_mixing=0.6,
+        trainable="conditioning",
+    ),
+)
+_SDXL = RunConfig(
+    model="stabilityai/stable-diffusion-xl-base-1.0",
+    expansion=ExpansionConfig(prompts=("sdxl-occupations",), axes=("perceived_gender", "perceived_race")),
+    sampling=SamplingConfig(steps=30, batch_size=16, dtype="bfloat16"),
+    images=ImageCounts(train_neutral=100, train_specific=10, validation=48, evaluation=100, trained=0, obedience=10),
+    classification=ClassificationConfig(builder="ViT-L-14@datacomp_xl_s13b_b90k", judge="./judges/fairface"),
+    populations=PopulationsConfig(size=100),
+    alignment=AlignmentConfig(
+        steps=250, pairs_per_step=8, learning_rate=1e-5, beta=5000, lora_rank=16, gradient_checkpointing=True
+    ),
+)
+_PAPER = _SDXL.model_copy(
+    update={
+        "sampling": SamplingConfig(steps=50, batch_size=16, dtype="bfloat16"),
+        "populations": PopulationsConfig(size=100, weighting="even"),
+        "alignment": AlignmentConfig(
+            # One training of 750 steps on one set of images, looked at five times.
+            rounds=5,
+            redraw=False,
+            steps=150,
+            pairs_per_step=8,
+            learning_rate=5e-7,
+            beta=5000,
+            anchor_weight=0,
+            lora_rank=0,
+            gradient_checkpointing=True,
+        ),
+    }
+)
+PRESETS = {"emoji": _EMOJI, "sdxl": _SDXL, "sdxl-paper": _PAPER}
+PresetName = Literal["emoji", "sdxl", "sdxl-paper"]
+
+
+def preset(name: str) -> RunConfig:
+    """A named configuration. Raises: UnknownName."""
+    if name not in PRESETS:
+        raise UnknownName(kind="preset", got=name, known=list(PRESETS))
+    return PRESETS[name]
