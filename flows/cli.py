@@ -167,10 +167,10 @@ def _execute(preset: str, run_id: str, workspace: Path, settings: list[str], aga
 def _quiet_prefect() -> None:
     """Before anything is imported that reads these: tqdm does, and torch imports it.
 
-    The terminal shows progress bars; Prefect's own log stays in its user interface and in warnings.
+    The terminal shows progress bars; Prefect's log stays in its user interface.
     """
     # CRITICAL: an error is shown once, by main(), and not as a traceback of every flow above it.
-    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     # A busy machine takes longer than the 20 s that Prefect waits for its own server.
     os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "180")
