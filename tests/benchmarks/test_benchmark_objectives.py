@@ -26,7 +26,8 @@ from popalign_core.models.sdxl import ModelSource, load_sdxl
 from popalign_core.models.trainable import make_policy
 from popalign_core.presets import preset
 
-pytestmark = pytest.mark.timeout(4 * 3600)
+# The sampler is compiled, and compiling warns of much.
+pytestmark = [pytest.mark.timeout(4 * 3600), pytest.mark.filterwarnings("default")]
 
 CONFIG = with_settings(preset("emoji"), {"populations.overshoot": "0"})
 IMAGES = int(os.environ.get("POPALIGN_BENCH_IMAGES", CONFIG.images.evaluation))
