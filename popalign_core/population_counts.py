@@ -84,6 +84,14 @@ class Side:
     counts: tuple[GroupCounts, ...]
 
 
+def by_prompt(samples: Iterable[LabelledSample]) -> dict[str, list[LabelledSample]]:
+    """The samples of each prompt that has any, in their order."""
+    found: dict[str, list[LabelledSample]] = {}
+    for sample in samples:
+        found.setdefault(sample.prompt_id, []).append(sample)
+    return found
+
+
 def group_counts(labels: Iterable[str | None], axis: Axis) -> tuple[np.ndarray, int]:
     """Samples of every group, (groups,) int64, zeros included, and how many are unknown. Raises: UnknownName."""
     codes = np.array([-1 if label is None else axis.index(label) for label in labels], dtype=np.int64)

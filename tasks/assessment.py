@@ -16,7 +16,7 @@ from popalign_core.assessment.resampling import Comparison, Estimate
 from popalign_core.assessment.uncertainty import compare, measure_disparities, wilson_interval
 from popalign_core.attributes import AXES, CROSSING, Axis, cross_axes
 from popalign_core.config import RunConfig
-from popalign_core.population_counts import group_counts
+from popalign_core.population_counts import by_prompt, group_counts
 from popalign_core.seeds import derive_seed
 from storage.artifacts import ArtifactRef, is_committed
 from storage.commit import staged_artifact
@@ -212,9 +212,7 @@ class _Assessment:
 
     def _read(self, model: str, purpose: str, *, features: bool = True) -> Measured:
         samples = labelled_samples(self.workspace, self.run_id, self.config, model, purpose, JUDGE_ROLE)
-        cells: dict[str, list[tuple[str | None, ...]]] = {}
-        for sample in samples:
-            cells.setdefault(sample.prompt_id, []).append(sample.cell)
+        cells = {prompt_id: [sample.cell for sample in own] for prompt_id, own in by_prompt(samples).items()}
         prompt_ids = [sample.prompt_id for sample in samples]
         vectors = self._features(model, purpose) if features else np.zeros((0, 0))
         return Measured(cells, vectors, prompt_ids)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from popalign_core.attributes import AXES
 from popalign_core.config import RunConfig
 from popalign_core.overshoot import Populations, plan_past_target, plan_prompts
-from popalign_core.population_counts import LabelledSample, PopulationPlan
+from popalign_core.population_counts import LabelledSample, PopulationPlan, by_prompt
 from popalign_core.preferences import PairWeighting
 from popalign_core.seeds import derive_seed
 from tasks.labels import labelled_samples
@@ -13,12 +13,9 @@ from tasks.run import BASE
 
 
 def own_samples(samples: Sequence[LabelledSample], prompt_ids: Sequence[str]) -> dict[str, list[LabelledSample]]:
-    """The samples of each of the prompts."""
-    found: dict[str, list[LabelledSample]] = {prompt_id: [] for prompt_id in prompt_ids}
-    for sample in samples:
-        if sample.prompt_id in found:
-            found[sample.prompt_id].append(sample)
-    return found
+    """The samples of each of the prompts, none where there are none."""
+    found = by_prompt(samples)
+    return {prompt_id: found.get(prompt_id, []) for prompt_id in prompt_ids}
 
 
 def population_plans(
@@ -36,9 +33,6 @@ def population_plans(
 
     def labelled(model: str, purpose: str) -> list[LabelledSample]:
         return labelled_samples(workspace, run_id, config, model, purpose, "builder")
-
-    def by_prompt(samples: list[LabelledSample]) -> Populations:
-        return own_samples(samples, list({sample.prompt_id: None for sample in samples}))
 
     validation = by_prompt(labelled(BASE, "validation")), by_prompt(labelled(model_id, "validation"))
     first = own_samples(labelled(BASE, "round-1"), list(own))

@@ -8,7 +8,7 @@ from popalign_core.alignment.stopping import HeldOutPoint, StopRule, StopVerdict
 from popalign_core.assessment.disparity import l2_discrepancy, sampling_floor
 from popalign_core.attributes import AXES
 from popalign_core.config import RunConfig
-from popalign_core.population_counts import group_counts
+from popalign_core.population_counts import by_prompt, group_counts
 from storage.artifacts import is_committed
 from storage.checkpoints import remove_checkpoints
 from storage.commit import staged_artifact
@@ -34,13 +34,11 @@ def _axes(config: RunConfig) -> tuple[str, ...]:
 def held_out_point(workspace: str, run_id: str, config: RunConfig, model_id: str, step: int) -> HeldOutPoint:
     """Mean over validation prompts of the L2 discrepancy, per axis, as the builder's classifier sees it."""
     samples = labelled_samples(workspace, run_id, config, model_id, PURPOSE, "builder")
-    by_prompt: dict[str, list[tuple[str | None, ...]]] = {}
-    for sample in samples:
-        by_prompt.setdefault(sample.prompt_id, []).append(sample.cell)
+    populations = by_prompt(samples).values()
     disparities: dict[str, float] = {}
     for position, name in enumerate(_axes(config)):
         axis = AXES[name]
-        counts = [group_counts([cell[position] for cell in cells], axis)[0] for cells in by_prompt.values()]
+        counts = [group_counts([sample.cell[position] for sample in own], axis)[0] for own in populations]
         disparities[name] = float(np.nanmean(l2_discrepancy(np.stack(counts), axis.uniform())))
     return HeldOutPoint(step=step, disparities=disparities)
 

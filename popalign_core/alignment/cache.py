@@ -78,12 +78,24 @@ class AlignmentData:
 
 
 @dataclass(frozen=True, eq=False)
+class NamedImages:
+    """One image of each pair, winner or loser, under the caption that names its groups. Shapes as in `PairBatch`."""
+
+    latents: Tensor
+    prompt_embeddings: Tensor
+    pooled: Tensor
+
+    def part(self, mine: Tensor, device: torch.device | str) -> "NamedImages":
+        """Those of one process, on its device. mine: (pairs,), bool."""
+        return NamedImages(*(whole[mine].to(device) for whole in (self.latents, self.prompt_embeddings, self.pooled)))
+
+
+@dataclass(frozen=True, eq=False)
 class PairBatch:
     """One process's share of a step. Winner and loser of a pair share noise, timestep and caption.
 
-    named_latents, named_embeddings, named_pooled: winners and losers, and captions that name their groups, where they
-    are wanted: one of each pair.
-    global_pairs: pairs of the step over all processes. The other shapes: see `AlignmentData` and `PairLabels`.
+    named: where the settings want them. global_pairs: pairs of the step over all processes. The other shapes: see
+    `AlignmentData` and `PairLabels`.
     """
 
     winner_latents: Tensor
@@ -95,9 +107,7 @@ class PairBatch:
     labels: PairLabels
     pairs: Tensor
     global_pairs: int
-    named_latents: Tensor | None = None
-    named_embeddings: Tensor | None = None
-    named_pooled: Tensor | None = None
+    named: NamedImages | None = None
 
 
 @dataclass(frozen=True)
@@ -143,13 +153,11 @@ def draw_batch(
     context, vectors = _mixed_captions(data, settings, captions, generator)
     embeddings = torch.where(keep[:, None, None], context, data.empty_prompt_embedding)
     pooled = torch.where(keep[:, None], vectors, data.empty_pooled)
-    winners = _latents(data, data.winner[pairs], posterior, 0)[mine].to(device)
-    losers = _latents(data, data.loser[pairs], posterior, 1)[mine].to(device)
-    named, is_loser = _named_captions(data, settings, pairs, generator)
-    shown = torch.where(is_loser[mine].to(device)[:, None, None, None], losers, winners)
+    winners, losers = (_latents(data, rows[pairs], posterior, k) for k, rows in enumerate((data.winner, data.loser)))
+    named = _named_images(data, pairs, winners, losers, generator) if settings.preserve_weight else None
     return PairBatch(
-        winner_latents=winners,
-        loser_latents=losers,
+        winner_latents=winners[mine].to(device),
+        loser_latents=losers[mine].to(device),
         noise=noise[mine].to(device),
         timesteps=steps[mine].to(device),
         prompt_embeddings=embeddings[mine].float().to(device),
@@ -157,9 +165,7 @@ def draw_batch(
         labels=PairLabels(data.weight[pairs][mine].float().to(device), data.population[pairs][mine].to(device)),
         pairs=pairs[mine],
         global_pairs=len(pairs),
-        named_latents=None if named is None else shown,
-        named_embeddings=None if named is None else data.prompt_embeddings[named[mine]].float().to(device),
-        named_pooled=None if named is None else data.pooled[named[mine]].float().to(device),
+        named=None if named is None else named.part(mine, device),
     )
 
 
@@ -183,21 +189,24 @@ def _mixed_captions(
     )
 
 
-def _named_captions(
-    data: AlignmentData, settings: AlignmentSettings, pairs: Tensor, generator: torch.Generator
-) -> tuple[Tensor | None, Tensor]:
-    """Rows of captions that name groups, where the settings want them, and whether they are the losers'; (pairs,).
+def _named_images(
+    data: AlignmentData, pairs: Tensor, winners: Tensor, losers: Tensor, generator: torch.Generator
+) -> NamedImages:
+    """One image of each pair under the caption that names its groups. winners, losers: latents of the pairs.
 
     Either side by chance: winners alone seldom show the groups that there are too many of, and the model would forget
     to draw those on request.
     """
-    if not settings.preserve_weight:
-        return None, torch.zeros(len(pairs), dtype=torch.bool)
     if data.winner_caption is None:
         raise InvalidInput("alignment.preserve_weight needs the winners' own captions, which these data do not have.")
-    losers = torch.full_like(pairs, -1) if data.loser_caption is None else data.loser_caption[pairs]
-    is_loser = (torch.rand(len(pairs), generator=generator) < 0.5) & (losers >= 0)
-    return torch.where(is_loser, losers, data.winner_caption[pairs]), is_loser
+    captions = torch.full_like(pairs, -1) if data.loser_caption is None else data.loser_caption[pairs]
+    is_loser = (torch.rand(len(pairs), generator=generator) < 0.5) & (captions >= 0)
+    rows = torch.where(is_loser, captions, data.winner_caption[pairs])
+    return NamedImages(
+        torch.where(is_loser[:, None, None, None], losers, winners),
+        data.prompt_embeddings[rows].float(),
+        data.pooled[rows].float(),
+    )
 
 
 def order_pairs(data: AlignmentData, settings: AlignmentSettings, step: int) -> tuple[Tensor, Tensor]:

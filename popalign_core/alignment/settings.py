@@ -19,7 +19,7 @@ class AlignmentSettings:
     populations as fit, at least one). warmup_steps: linear warm-up. beta: on the scale of the mean squared error per
     latent element, as in the paper's code; see `objective.natural_beta`. anchor_weight: weight of the mean winner
     error added to the loss. preserve_weight: weight of the squared distance between the predictions of policy and
-    reference for winners under the captions that name their groups, which keeps such captions obeyed.
+    reference for images under the captions that name their groups, which keeps such captions obeyed.
     caption_dropout: share of pairs trained under the empty caption. caption_mixing: each caption's embedding is moved
     up to this share of the way to another one's. max_gradient_norm, ema_decay: None switches them off.
     winner_preserving: shrink the push away from a loser so that the winner's error does not rise to first order.

@@ -127,10 +127,10 @@ def measure_errors(policy: Policy, batch: PairBatch) -> tuple[DenoisingErrors, R
         [batch.prompt_embeddings] * 2,
         [batch.pooled] * 2,
     )
-    if batch.named_latents is not None and batch.named_embeddings is not None and batch.named_pooled is not None:
-        clean.append(batch.named_latents)
-        embeddings.append(batch.named_embeddings)
-        pooled.append(batch.named_pooled)
+    if batch.named is not None:
+        clean.append(batch.named.latents)
+        embeddings.append(batch.named.prompt_embeddings)
+        pooled.append(batch.named.pooled)
     latents, conditions = torch.cat(clean), (torch.cat(embeddings), torch.cat(pooled))
     noise, timesteps = torch.cat([batch.noise] * len(clean)), torch.cat([batch.timesteps] * len(clean))
     noisy, target = schedule.add_noise(latents, noise, timesteps), schedule.target(latents, noise, timesteps)

@@ -21,6 +21,11 @@ def resolve_source(source: str) -> str:
     return str(EMBEDDED.get(source, source))
 
 
+def is_path(source: str) -> bool:
+    """Whether a source is meant as a folder, there or not, and cannot be a name or a hub id."""
+    return source.startswith((".", "/", "~"))
+
+
 def check_source(source: str, image_size: int = 0) -> None:
     """What can be said of a model before it is loaded: a local folder is complete, and the image size fits it.
 
@@ -29,7 +34,7 @@ def check_source(source: str, image_size: int = 0) -> None:
     """
     folder = Path(resolve_source(source))
     if not folder.exists():
-        if source.startswith((".", "/", "~")):
+        if is_path(source):
             raise ModelNotUsable(f"there is no model folder {source}. Embedded: emoji. A hub id is owner/name.")
         return
     check_pipeline_folder(folder)
@@ -42,7 +47,7 @@ def check_adapter(source: str) -> None:
     folder = Path(source)
     if folder.is_dir():
         check_weights(folder)
-    elif source.startswith((".", "/", "~")):
+    elif is_path(source):
         raise ModelNotUsable(f"there is no LoRA folder {source}. A hub id is owner/name.")
 
 

@@ -168,6 +168,9 @@ def load_sdxl(source: ModelSource, *, device: str = "auto", dtype: DtypeName = "
     if source.unet is not None:
         check_weights(Path(source.unet))
         replacement = UNet2DConditionModel.from_pretrained(source.unet, **options)
+        # A LoRA is fused into the pipeline's own UNet, so that one has to be loaded first.
+        if source.fused_lora is None:
+            options["unet"] = replacement
     try:
         pipeline = StableDiffusionXLPipeline.from_pretrained(resolved, add_watermarker=False, **options)
     except (OSError, ValueError) as error:
@@ -179,8 +182,8 @@ def load_sdxl(source: ModelSource, *, device: str = "auto", dtype: DtypeName = "
         _load_lora(pipeline, source.fused_lora)
         pipeline.fuse_lora()
         pipeline.unload_lora_weights()
-    if replacement is not None:
-        pipeline.register_modules(unet=replacement)
+        if replacement is not None:
+            pipeline.register_modules(unet=replacement)
     if source.lora is not None:
         _load_lora(pipeline, source.lora)
     place = pick_device(device)

@@ -13,7 +13,7 @@ from torch.nn import functional
 from popalign_core.attributes import Axis
 from popalign_core.classification import AxisProbabilities, softmax
 from popalign_core.errors import ModelNotUsable
-from popalign_core.models.checkpoints import check_weights, resolve_source, source_digest
+from popalign_core.models.checkpoints import check_weights, is_path, resolve_source, source_digest
 from popalign_core.models.sdxl import pick_device
 
 # Each group is the mean of its phrases in each of these frames.
@@ -56,7 +56,7 @@ def check_builder(source: str, axes: Sequence[str]) -> None:
     folder = Path(resolve_source(source.partition("@")[0]))
     if folder.is_dir():
         check_weights(folder)
-    elif source.startswith((".", "/", "~")):
+    elif is_path(source):
         raise ModelNotUsable(f"there is no folder {source} of an open_clip model (classification.builder).")
 
 

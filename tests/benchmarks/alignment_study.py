@@ -24,7 +24,7 @@ from popalign_core.models.sdxl import ModelSource, load_sdxl
 from popalign_core.models.trainable import SdxlDenoiser
 from popalign_core.models.zero_shot import ZeroShotClassifier
 from popalign_core.overshoot import Populations, plan_past_target, plan_prompts
-from popalign_core.population_counts import LabelledSample, PopulationPlan, group_counts
+from popalign_core.population_counts import LabelledSample, PopulationPlan, by_prompt, group_counts
 from popalign_core.populations import PopulationPair
 from popalign_core.preferences import PairWeighting, Preference
 from popalign_core.sampling import ImageRequest, SamplingSettings, sample_images
@@ -133,9 +133,9 @@ class Study:
         own = self.label(images, wanted, self.builder)
         by_cell = {(p.parent_id, p.cell): p for p in self.prompts if p.kind == "specific"}
         seed = derive_seed(self.seed, "counterfactuals", round_index)
-        by_prompt = _by_prompt(own)
-        plans = self._plans(by_prompt, round_index)
-        planned = {p: plan_counterfactuals(p, mine, plans[p], seed) for p, mine in by_prompt.items()}
+        populations = by_prompt(own)
+        plans = self._plans(populations, round_index)
+        planned = {p: plan_counterfactuals(p, mine, plans[p], seed) for p, mine in populations.items()}
         changed = [(parent, change) for parent, changes in planned.items() for change in changes]
         again = [(by_cell[parent, change.cell], change.index) for parent, change in changed]
         redrawn = self.draw(again)
@@ -144,7 +144,7 @@ class Study:
         preferences: list[Preference] = []
         for prompt in neutral:
             name = prompt.prompt_id
-            outcome = pair_counterfactuals(prompt, by_prompt[name], planned[name], image_of, plans[name])
+            outcome = pair_counterfactuals(prompt, populations[name], planned[name], image_of, plans[name])
             preferences += outcome.preferences if isinstance(outcome, PopulationPair) else ()
         captions = {label.sample_id: prompt.text for label, (prompt, _) in zip(labels, again, strict=True)}
         captions |= {s.sample_id: by_cell[s.prompt_id, s.cell].text for s in own if None not in s.cell}
@@ -158,7 +158,7 @@ class Study:
         if not populations.overshoot:
             return plan_prompts(plan, own)
         wanted = [(p, index) for p in self.neutral("validation") for index in range(self.config.images.validation)]
-        now = _by_prompt(self.label(self.draw(wanted), wanted, self.builder))
+        now = by_prompt(self.label(self.draw(wanted), wanted, self.builder))
         if round_index == 1:
             self.first = own, now
         first, before = self.first
@@ -197,10 +197,3 @@ class Study:
         return AlignmentSettings(
             **(values | {"steps": steps, "seed": seed, "timestep_sampling": "stratified"} | changes)
         )
-
-
-def _by_prompt(samples: Sequence[LabelledSample]) -> dict[str, list[LabelledSample]]:
-    found: dict[str, list[LabelledSample]] = {}
-    for sample in samples:
-        found.setdefault(sample.prompt_id, []).append(sample)
-    return found
