@@ -3,8 +3,8 @@
 import os
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import duckdb
 import pyarrow as pa
 
 from storage.columns import UNITS
@@ -14,6 +14,11 @@ from storage.layout import Workspace
 from storage.locks import exclusive
 from storage.schemas import TABLES, schema
 from storage.tables import shard_paths
+
+# duckdb is imported where it is used: Prefect's log thread keeps modules alive past the interpreter's end, and one that
+# refers to duckdb then prints pages about leaks at the end of a run.
+if TYPE_CHECKING:
+    import duckdb
 
 _EXPLAIN = re.compile(r"explain\s+(analyze\s+)?(\((analyze|format)\b[^()]*\)\s*)?", re.IGNORECASE)
 _READING = re.compile(r"(select|from|with|pivot|\()", re.IGNORECASE)
@@ -26,6 +31,8 @@ def rebuild_catalog(workspace: Workspace) -> Path:
     Views name the committed files, so a half-written shard is never read. Paths are absolute: after moving a
     workspace, rebuild. Raises: CorruptArtifact if a committed file is not readable; StorageFull.
     """
+    import duckdb
+
     draft = workspace.root / ".catalog.duckdb"
     with exclusive(workspace.root / ".catalog.lock"), disk_errors(workspace.catalog):
         for leftover in workspace.root.glob(f"{draft.name}*"):
@@ -44,6 +51,8 @@ def query(workspace: Workspace, sql: str) -> pa.Table:
 
     The catalog is as of the last `rebuild_catalog`. Raises: QueryFailed with DuckDB's reason.
     """
+    import duckdb
+
     if not workspace.catalog.is_file():
         rebuild_catalog(workspace)
     try:
@@ -57,16 +66,16 @@ def query(workspace: Workspace, sql: str) -> pa.Table:
             return connection.sql(_reading_statement(connection, sql)).to_arrow_table()
     except duckdb.Error as error:
         reason = "\n".join(line for line in str(error).splitlines() if line.strip())
-        hint = "\nIf the workspace was moved, rebuild its catalog." if isinstance(error, _NOT_THERE) else ""
+        not_there = isinstance(error, (duckdb.IOException, duckdb.PermissionException))
+        hint = "\nIf the workspace was moved, rebuild its catalog." if not_there else ""
         raise QueryFailed(
             f"the query was refused: {_first_lines(reason)}{hint}\nTables: {', '.join(TABLES)}."
         ) from error
 
 
-_NOT_THERE = (duckdb.IOException, duckdb.PermissionException)
+def _create_view(connection: "duckdb.DuckDBPyConnection", name: str, paths: list[str]) -> None:
+    import duckdb
 
-
-def _create_view(connection: duckdb.DuckDBPyConnection, name: str, paths: list[str]) -> None:
     comment, columns = TABLES[name]
     connection.register("empty", schema(name).empty_table())
     types = {str(row[0]): str(row[1]) for row in connection.execute("DESCRIBE empty").fetchall()}
@@ -91,8 +100,10 @@ def _create_view(connection: duckdb.DuckDBPyConnection, name: str, paths: list[s
         connection.execute(f'COMMENT ON COLUMN "{name}"."{plain}" IS {_quoted(text)}')
 
 
-def _reading_statement(connection: duckdb.DuckDBPyConnection, sql: str) -> str:
+def _reading_statement(connection: "duckdb.DuckDBPyConnection", sql: str) -> str:
     """The one statement in the text. Raises: QueryFailed unless it only reads."""
+    import duckdb
+
     statements = connection.extract_statements(sql)
     if len(statements) != 1:
         raise QueryFailed(f"the query was refused: one statement at a time is run, and there are {len(statements)}.")
