@@ -2,12 +2,15 @@
 
 from prefect import flow
 
-from flows.classification import classification
-from flows.sampling import sampling
+from flows.holding import holding
+from flows.measurement import measurement
+from flows.measuring import draw_and_classify
+from flows.placement import resolved, run_stage
 from popalign_core.config import RunConfig
+from popalign_core.execution import AUTO, Execution
 from storage.artifacts import ArtifactRef
-from tasks.assessment import assess
-from tasks.run import BASE, run_config
+from tasks.run import BASE, reference, run_config
+from tasks.shards import missing_decisions
 
 PURPOSES = ("evaluation", "trained", "obedience")
 
@@ -16,20 +19,32 @@ PURPOSES = ("evaluation", "trained", "obedience")
 def assessment(
     run_id: str,
     model_id: str = "round-1",
-    workspace: str = "workspace",
+    workspace: str = "",
     config: RunConfig | None = None,
+    execution: Execution = AUTO,
 ) -> ArtifactRef:
     """Measures disparity, obedience and quality of the base and the aligned model, and decides.
 
     Args:
         run_id: Names the run inside the workspace.
         model_id: The model to compare with the base.
-        workspace: Folder of the workspace.
+        workspace: Folder of the workspace; empty = the worker's own.
         config: Instead of the configuration that the run was started with.
+        execution: Where the work is done.
     """
-    settings = run_config(workspace, run_id, config)
-    for model in dict.fromkeys((BASE, model_id)):
-        for purpose in PURPOSES:
-            sampling(run_id, model, purpose, workspace, settings)
-            classification(run_id, model, purpose, "judge", workspace, settings)
-    return assess(workspace, run_id, settings, model_id)
+    settings, execution = run_config(workspace, run_id, config), resolved(execution)
+    with holding(workspace, run_id):
+        for model in dict.fromkeys((BASE, model_id)):
+            for purpose in PURPOSES:
+                draw_and_classify(run_id, model, purpose, "judge", workspace, settings, execution)
+        run_stage(
+            measurement,
+            execution,
+            lambda: missing_decisions(workspace, run_id, model_id),
+            f"measurement {run_id} {model_id}",
+            run_id=run_id,
+            model_id=model_id,
+            workspace=workspace,
+            config=settings,
+        )
+    return reference(workspace, run_id, "disparities", model_id)

@@ -13,9 +13,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from flows.registry_cli import export, models, promote, rollback
+from flows.retention_cli import gc, plan
+
 if TYPE_CHECKING:
-    from popalign_core.config import RunConfig
+    from popalign_core.execution import Execution
     from popalign_core.presets import PresetName
+    from tasks.resume import RunStart
+    from tasks.summary import RunSummary
 
 app = typer.Typer(
     add_completion=False,
@@ -23,6 +28,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Measures and reduces population-level disparity in text-to-image models.",
 )
+for _command in (plan, gc, models, promote, rollback, export):
+    app.command()(_command)
 console = Console()
 T = TypeVar("T")
 WorkspaceOption = Annotated[Path, typer.Option("--workspace", "-w", help="Folder of the workspace.")]
@@ -53,31 +60,43 @@ def _fail(message: str) -> None:
 @app.command()
 def demo(workspace: WorkspaceOption = Path("workspace"), seed: int = 0) -> None:
     """Runs everything on the embedded emoji model without a network or a GPU."""
-    _execute("emoji", f"demo-{seed}", workspace, [f"seed={seed}"])
+    _quiet_prefect()
+    from popalign_core.execution import Execution
+    from popalign_core.presets import chosen_config
+    from tasks.resume import RunStart
+
+    started = RunStart(f"demo-{seed}", "emoji", chosen_config("emoji", [f"seed={seed}"], None))
+    _execute(started, workspace, Execution(), "the same command")
 
 
 @app.command()
 def run(
-    preset: Annotated[str, typer.Argument(help="emoji, sdxl or sdxl-paper.")],
+    preset: Annotated[str, typer.Argument(help="emoji, sdxl or sdxl-paper; not with --resume.")] = "",
     run_id: Annotated[str, typer.Option(help="Names the run; the same id continues it.")] = "",
     workspace: WorkspaceOption = Path("workspace"),
     settings: SetOption = None,
+    resume: Annotated[str, typer.Option(help="A run id, or latest: goes on with what was started last.")] = "",
 ) -> None:
     """Runs a preset from prompts to decision; the same run id goes on where it stopped."""
-    # A default id holds the date: after midnight the same command would begin another run.
-    run_id = run_id or f"{preset}-{time.strftime('%Y%m%d')}"
-    _execute(preset, run_id, workspace, settings or [], again=f"the same with --run-id {run_id}")
+    _quiet_prefect()
+    from popalign_core.errors import InvalidInput
+    from popalign_core.presets import chosen_config
+    from tasks.resume import RunStart, started_run
 
-
-@app.command()
-def plan(preset: str, settings: SetOption = None) -> None:
-    """Shows what a run would draw and train, without doing it."""
-    from tasks.plan import planned_work
-
-    table = Table("stage", "what", "how many")
-    for row in planned_work(_config(preset, settings or [])):
-        table.add_row(*row)
-    console.print(table)
+    changes, execution = _split_execution(settings or [])
+    if resume:
+        if preset or run_id or changes:
+            raise InvalidInput(
+                "--resume goes on with preset and settings of the run: only --set execution.field=value goes with it."
+            )
+        started = started_run(str(workspace), resume)
+    elif not preset:
+        raise InvalidInput("which preset? emoji, sdxl or sdxl-paper; or --resume latest.")
+    else:
+        # A default id holds the date: after midnight the same command would begin another run.
+        run_id = run_id or f"{preset}-{time.strftime('%Y%m%d')}"
+        started = RunStart(run_id, preset, chosen_config(preset, changes, None))
+    _execute(started, workspace, execution, f"popalign run --resume {started.run_id} with the same workspace")
 
 
 @app.command()
@@ -119,41 +138,46 @@ def report(run_id: str, workspace: WorkspaceOption = Path("workspace")) -> None:
     console.print(str(write_report.fn(str(place.root), run_id, run_config(str(place.root), run_id))))
 
 
-def _config(preset: str, settings: list[str]) -> "RunConfig":
-    from popalign_core.config import with_settings
-    from popalign_core.errors import InvalidInput
-    from popalign_core.presets import preset as preset_named
+def _split_execution(settings: list[str]) -> "tuple[list[str], Execution]":
+    """Settings of the run, and where it is to be done: those that begin with execution."""
+    from popalign_core.execution import parse_execution
 
-    pairs: dict[str, str] = {}
-    for setting in settings:
-        key, equals, value = setting.partition("=")
-        if not equals:
-            raise InvalidInput(f"--set {setting!r} has no '=': write stage.field=value.")
-        pairs[key] = value
-    return with_settings(preset_named(preset), pairs)
+    where = [setting.removeprefix("execution.") for setting in settings if setting.startswith("execution.")]
+    return [setting for setting in settings if not setting.startswith("execution.")], parse_execution(where)
 
 
-def _execute(preset: str, run_id: str, workspace: Path, settings: list[str], again: str = "") -> None:
-    _quiet_prefect()
+def _execute(started: "RunStart", workspace: Path, execution: "Execution", again: str) -> None:
     from storage.layout import Workspace
     from storage.locks import run_lock
     from tasks.inputs import check_inputs
 
-    config = _config(preset, settings)
     # What can be refused is refused before Prefect's server starts.
-    check_inputs(config)
-    with run_lock(Workspace.open(workspace), run_id):
+    check_inputs(started.config)
+    with run_lock(Workspace.open(workspace), started.run_id):
         pass
     from flows.debias import debias
+    from flows.outcome import summary_of
     from tasks.progress import terminal_progress
 
-    place = escape(str(workspace.absolute()))
-    console.print(f"run [bold]{run_id}[/] in {place} (stop with Ctrl-C; {again or 'the same command'} goes on)")
-    started = time.monotonic()
+    place = str(workspace.absolute())
+    console.print(f"run [bold]{started.run_id}[/] in {escape(place)} (stop with Ctrl-C; {escape(again)} goes on)")
+    clock = time.monotonic()
     with terminal_progress():
-        summary = _without_heartbeat(
-            lambda: debias(run_id, cast("PresetName", preset), str(workspace.absolute()), config)
+        state = _without_heartbeat(
+            lambda: debias(
+                started.run_id,
+                cast("PresetName", started.preset),
+                config=started.config,
+                workspace=place,
+                execution=execution,
+                return_state=True,
+            )
         )
+    _show(summary_of(state), workspace)
+    console.print(f"{time.monotonic() - clock:.0f} s")
+
+
+def _show(summary: "RunSummary", workspace: Path) -> None:
     table = Table("held-out neutral prompts", "before", "after", "ratio")
     for row in summary.headline:
         table.add_row(*row)
@@ -161,7 +185,6 @@ def _execute(preset: str, run_id: str, workspace: Path, settings: list[str], aga
     console.print(f"[bold]{summary.verdict}[/]: {escape(summary.reason)}")
     console.print(f"report: {escape(summary.report)}")
     console.print(f'tables: popalign sql -w {escape(str(workspace))} "FROM comparisons"')
-    console.print(f"{time.monotonic() - started:.0f} s")
 
 
 def _quiet_prefect() -> None:

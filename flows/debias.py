@@ -1,42 +1,55 @@
-"""The whole pipeline: what the nightly schedule runs."""
+"""The whole pipeline, from prompts to the decision."""
+
+from typing import Any
 
 from prefect import flow
+from prefect.client.schemas.objects import State
 
 from flows.alignment import alignment
 from flows.assessment import assessment
 from flows.expansion import expansion
+from flows.holding import holding
+from flows.outcome import outcome
+from flows.placement import resolved
 from popalign_core.config import RunConfig
-from popalign_core.presets import PresetName, preset
-from storage.layout import Workspace
-from storage.locks import run_lock
-from tasks.reporting import publish_report, write_report
-from tasks.summary import RunSummary, summarize_run
+from popalign_core.execution import AUTO, Execution
+from popalign_core.presets import PresetName, chosen_config
+from tasks.inputs import check_inputs
+from tasks.publishing import publish_run
+from tasks.reporting import write_report
+from tasks.run import run_tags
+from tasks.summary import summarize_run
 
 
 @flow(name="debias", flow_run_name="debias {run_id}")
 def debias(
     run_id: str = "emoji-0",
     preset_name: PresetName = "emoji",
-    workspace: str = "workspace",
+    settings: list[str] = [],  # noqa: B006 - Prefect shows the default in its form, and nobody changes it
     config: RunConfig | None = None,
-) -> RunSummary:
+    workspace: str = "",
+    execution: Execution = AUTO,
+) -> State[Any]:
     """Measures a model's population disparity, reduces it, measures again, and decides whether to promote.
 
-    Calling it again with the same run id goes on from the last committed shard.
+    Starting it again with the same run id goes on from the last committed shard.
 
     Args:
         run_id: Names the run inside the workspace; the same id continues the same run.
         preset_name: Configuration to start from.
-        workspace: Folder of the workspace.
-        config: A whole configuration instead of the preset's.
+        settings: Changes to the preset, each as stage.field=value, for example alignment.rounds=2.
+        config: Every value. None = the preset with the settings.
+        workspace: Folder of the workspace; empty = the worker's own.
+        execution: Where the work is done.
     """
-    settings = config or preset(preset_name)
-    place = Workspace.open(workspace)
-    with run_lock(place, run_id):
-        expansion(run_id, preset_name, workspace, settings)
-        kept = alignment(run_id, workspace, settings)
-        assessment(run_id, kept, workspace, settings)
-        report = write_report(workspace, run_id, settings)
+    chosen = chosen_config(preset_name, settings, config)
+    check_inputs(chosen)
+    place = resolved(execution)
+    with holding(workspace, run_id), run_tags(preset_name, chosen):
+        expansion(run_id, preset_name, workspace, chosen)
+        kept = alignment(run_id, workspace, chosen, place)
+        assessment(run_id, kept, workspace, chosen, place)
+        report = write_report(workspace, run_id, chosen)
         summary = summarize_run(workspace, run_id, str(report))
-        publish_report(workspace, run_id, summary)
-    return summary
+        publish_run(workspace, run_id, summary)
+    return outcome(summary)

@@ -2,6 +2,7 @@
 
 from prefect import flow
 
+from flows.holding import holding
 from popalign_core.config import RunConfig
 from popalign_core.expansion import prompts_of
 from popalign_core.presets import PresetName, preset
@@ -12,17 +13,18 @@ from tasks.run import record_run
 
 @flow(name="expansion", flow_run_name="expansion {run_id}")
 def expansion(
-    run_id: str, preset_name: PresetName = "emoji", workspace: str = "workspace", config: RunConfig | None = None
+    run_id: str, preset_name: PresetName = "emoji", workspace: str = "", config: RunConfig | None = None
 ) -> ArtifactRef:
     """Starts a run: records its configuration, and expands its prompts into neutral and identity-specific ones.
 
     Args:
         run_id: Names the run inside the workspace.
         preset_name: Configuration to start from.
-        workspace: Folder of the workspace.
+        workspace: Folder of the workspace; empty = the worker's own.
         config: A whole configuration instead of the preset's.
     """
     settings = config or preset(preset_name)
     prompts_of(settings.expansion)  # a refused list must not take the run's id
-    record_run(workspace, run_id, preset_name, settings)
-    return write_prompts(workspace, run_id, settings.expansion)
+    with holding(workspace, run_id):
+        record_run(workspace, run_id, preset_name, settings)
+        return write_prompts(workspace, run_id, settings.expansion)

@@ -2,6 +2,7 @@
 
 from prefect import flow
 
+from flows.holding import holding
 from popalign_core.config import RunConfig
 from storage.artifacts import ArtifactRef
 from tasks.populations import build_preferences
@@ -13,7 +14,7 @@ def populations(
     run_id: str,
     model_id: str = "base",
     round_index: int = 1,
-    workspace: str = "workspace",
+    workspace: str = "",
     config: RunConfig | None = None,
 ) -> ArtifactRef:
     """Builds the preferences of one round from the images of the current model.
@@ -22,8 +23,9 @@ def populations(
         run_id: Names the run inside the workspace.
         model_id: The model whose images are used.
         round_index: The round, from 1.
-        workspace: Folder of the workspace.
+        workspace: Folder of the workspace; empty = the worker's own.
         config: Instead of the configuration that the run was started with.
     """
     settings = run_config(workspace, run_id, config)
-    return build_preferences(workspace, run_id, settings, model_id, round_index)
+    with holding(workspace, run_id):
+        return build_preferences(workspace, run_id, settings, model_id, round_index)

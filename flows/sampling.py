@@ -2,11 +2,15 @@
 
 from prefect import flow
 
+from flows.holding import holding
+from flows.placement import resolved, run_shards
 from popalign_core.config import RunConfig
-from storage.artifacts import ArtifactRef, is_committed
+from popalign_core.execution import AUTO, Execution
+from storage.artifacts import ArtifactRef
 from tasks.progress import expect
 from tasks.run import run_config
 from tasks.sampling import images_missing, plan_shards, sample_shard
+from tasks.shards import missing_samples
 
 
 @flow(name="sampling", flow_run_name="sampling {run_id} {model_id} {purpose}")
@@ -14,23 +18,26 @@ def sampling(
     run_id: str,
     model_id: str = "base",
     purpose: str = "evaluation",
-    workspace: str = "workspace",
+    workspace: str = "",
     config: RunConfig | None = None,
+    execution: Execution = AUTO,
 ) -> list[ArtifactRef]:
-    """Draws the images of one purpose from one model; what is committed is not drawn again.
+    """Draws the images of one purpose from one model; what is committed, or being drawn elsewhere, is left out.
 
     Args:
         run_id: Names the run inside the workspace.
         model_id: base, or a model that the run has trained.
         purpose: evaluation, validation, trained, obedience or round-<n>.
-        workspace: Folder of the workspace.
+        workspace: Folder of the workspace; empty = the worker's own.
         config: Instead of the configuration that the run was started with.
+        execution: Where the work is done.
     """
     settings = run_config(workspace, run_id, config)
-    shards = plan_shards(workspace, run_id, settings, model_id, purpose)
-    missing = [shard for shard in shards if not is_committed(shard)]
-    if missing:
-        expect(f"sampling {model_id} {purpose}", images_missing(shards, settings))
-    for shard in missing:
-        sample_shard(shard, settings)
+    with holding(workspace, run_id):
+        shards = plan_shards(workspace, run_id, settings, model_id, purpose)
+        missing = missing_samples(workspace, run_id, settings, model_id, purpose)
+        work = f"sampling {model_id} {purpose}"
+        if missing:
+            expect(work, images_missing(shards, settings), "images")
+        run_shards(sample_shard, missing, resolved(execution), settings, work=work)
     return shards

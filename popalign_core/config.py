@@ -197,6 +197,13 @@ class RunConfig(StageConfig):
         str,
         Field(title="LoRA of the model", description="Folder or hub id of a LoRA that the base model is used with."),
     ] = ""
+    model_unet: Annotated[
+        str,
+        Field(
+            title="UNet of the model",
+            description="Folder of a UNet in the place of the base model's, with its LoRA, if any, already in it.",
+        ),
+    ] = ""
     seed: Annotated[int, Field(title="Seed", ge=0)] = 0
     device: Annotated[str, Field(title="Device", description="auto, cpu, cuda, cuda:1 ...")] = "auto"
     expansion: Annotated[ExpansionConfig, Field(title="Expansion")] = ExpansionConfig()
@@ -226,7 +233,8 @@ def with_settings(config: RunConfig, settings: dict[str, str]) -> RunConfig:
         name = field or part
         if name not in target or (not field and part in stages):
             known = [f"{stage}.{name}" for stage, fields in stages.items() for name in fields]
-            raise UnknownName(kind="setting", got=key, known=[*known, "model", "model_lora", "seed", "device"])
+            known += [name for name in values if name not in stages]
+            raise UnknownName(kind="setting", got=key, known=known)
         target[name] = [part.strip() for part in value.split(",")] if isinstance(target[name], list) else value
     return parse_config(values)
 

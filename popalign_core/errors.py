@@ -46,3 +46,7 @@ class TrainingDiverged(PopalignError):
         "the loss became {loss} at step {step}; training stopped and committed nothing. "
         "Lower alignment.learning_rate or alignment.beta."
     )
+
+
+class LostProcess(PopalignError, ConnectionError):
+    """A process or host that a training was shared with is gone. An OSError: worth another try."""

@@ -1,5 +1,6 @@
 """Named configurations: the embedded model, SDXL, and the sizes of the paper's code."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 from popalign_core.config import (
@@ -10,8 +11,9 @@ from popalign_core.config import (
     PopulationsConfig,
     RunConfig,
     SamplingConfig,
+    with_settings,
 )
-from popalign_core.errors import UnknownName
+from popalign_core.errors import InvalidInput, UnknownName
 
 _EMOJI = RunConfig(
     sampling=SamplingConfig(scheduler="dpm++", steps=10, guidance_scale=3.0, batch_size=64, shard_size=256),
@@ -70,3 +72,34 @@ def preset(name: str) -> RunConfig:
     if name not in PRESETS:
         raise UnknownName(kind="preset", got=name, known=list(PRESETS))
     return PRESETS[name]
+
+
+def chosen_config(name: str, settings: Sequence[str], config: RunConfig | None) -> RunConfig:
+    """The configuration that a form or a command line asks for.
+
+    settings: changes to the preset, each "stage.field=value". config: every value; then without settings.
+    Raises: InvalidInput, UnknownName.
+    """
+    wanted = with_settings(preset(name), parse_settings(settings))
+    if config is None:
+        return wanted
+    if settings:
+        raise InvalidInput("got a whole configuration and settings as well: choose None for one of the two.")
+    others = [other for other, values in PRESETS.items() if values.model == config.model]
+    if wanted.model != config.model and others:
+        raise InvalidInput(
+            f"preset {name} is chosen, and the configuration beside it has the model of preset {others[0]}: choose "
+            f"None for the configuration to take the preset's, or choose preset {others[0]}."
+        )
+    return config
+
+
+def parse_settings(settings: Sequence[str]) -> dict[str, str]:
+    """A mapping from "stage.field=value". Raises: InvalidInput."""
+    pairs: dict[str, str] = {}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals:
+            raise InvalidInput(f"setting {setting!r} has no '=': write stage.field=value.")
+        pairs[key.strip()] = value.strip()
+    return pairs

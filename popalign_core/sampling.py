@@ -53,10 +53,11 @@ class ImageRequest:
 
 @dataclass(frozen=True)
 class SampledImage:
-    """pixels: uint8 (h, w, 3)."""
+    """pixels: uint8 (h, w, 3). batch_size: of the batch that it was drawn in."""
 
     request: ImageRequest
     pixels: np.ndarray
+    batch_size: int
 
 
 def sampler_fingerprint(model: "SdxlModel", settings: SamplingSettings) -> str:
@@ -73,7 +74,8 @@ def sample_images(
 
     Every batch has the same shape: the last one is padded by repeating its last request, and the padding is dropped.
     An image is then bit-identical whatever its neighbours, its shard or a resume (per device and library version);
-    another batch size changes it by rounding only.
+    another batch size changes it by rounding only. Where the accelerator's memory does not suffice, the batch is halved
+    for the rest of the requests. Raises: torch.OutOfMemoryError where one image does not fit.
     """
     from popalign_core.models.sdxl import set_scheduler
 
@@ -84,13 +86,24 @@ def sample_images(
     position = {text: row for row, text in enumerate(texts)}
     embeddings = model.encode_prompts(texts) if texts else None
     empty = model.encode_unconditional() if settings.guidance_scale > 1 else None
-    for start in range(0, len(requests), settings.batch_size):
-        batch = list(requests[start : start + settings.batch_size])
-        padded = batch + [batch[-1]] * (settings.batch_size - len(batch))
+    start, size = 0, settings.batch_size
+    while start < len(requests):
+        batch = list(requests[start : start + size])
+        padded = batch + [batch[-1]] * (size - len(batch))
         assert embeddings is not None  # there are requests
         rows = embeddings.rows([position[request.text] for request in padded])
-        pixels = _draw_batch(model, rows, empty, [request.seed for request in padded], settings, (height, width))
-        yield [SampledImage(request, image) for request, image in zip(batch, pixels, strict=False)]
+        try:
+            pixels = _draw_batch(model, rows, empty, [request.seed for request in padded], settings, (height, width))
+        except torch.OutOfMemoryError:
+            if size == 1:
+                raise
+            pixels = None
+        if pixels is None:  # outside the handler, whose exception holds the activations
+            size //= 2
+            torch.cuda.empty_cache()
+            continue
+        start += len(batch)
+        yield [SampledImage(request, image, size) for request, image in zip(batch, pixels, strict=False)]
 
 
 def _draw_batch(

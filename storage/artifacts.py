@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from storage.errors import CorruptArtifact, NotCommitted
+from storage.errors import CorruptArtifact, NotCommitted, RemovedArtifact
 from storage.layout import Workspace, check_name
 
 MANIFEST = "manifest.json"
+REMOVED = "removed.json"
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,24 @@ class Manifest:
         return json.dumps(values, indent=1, sort_keys=True) + "\n"
 
 
+@dataclass(frozen=True)
+class Tombstone:
+    """What was removed from a committed artifact on purpose, written before the files go (`storage.retention`).
+
+    files: as the manifest names them. removed_at: UTC, ISO 8601. why: in words.
+    """
+
+    files: dict[str, FileEntry]
+    removed_at: str
+    why: str
+
+    def to_json(self) -> str:
+        """As it is written."""
+        files = {name: {"bytes": e.bytes, "sha256": e.sha256} for name, e in sorted(self.files.items())}
+        values = {"files": files, "removed_at": self.removed_at, "why": self.why}
+        return json.dumps(values, indent=1, sort_keys=True) + "\n"
+
+
 def is_committed(ref: ArtifactRef) -> bool:
     """Existence of the manifest means completeness."""
     return (ref.folder / MANIFEST).is_file()
@@ -75,15 +94,44 @@ def read_manifest(ref: ArtifactRef) -> Manifest:
     path = ref.folder / MANIFEST
     try:
         values = cast("dict[str, Any]", json.loads(path.read_text()))
-        entries = cast("dict[str, dict[str, Any]]", values["files"])
-        files = {name: FileEntry(int(e["bytes"]), str(e["sha256"])) for name, e in entries.items()}
-        return Manifest(files, values["facts"], values.get("inputs", {}))
+        return Manifest(_entries(values), values["facts"], values.get("inputs", {}))
     except FileNotFoundError as error:
         raise NotCommitted(f"{ref.table}/{ref.key} of run {ref.run_id} is not committed in {ref.workspace}.") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CorruptArtifact(
             f"{path} is not a manifest ({error}); remove {ref.folder} and run again with the same run id."
         ) from error
+
+
+def read_tombstone(ref: ArtifactRef) -> Tombstone | None:
+    """What was removed from an artifact; None where it is whole. Raises: CorruptArtifact if it is no JSON of ours."""
+    path = ref.folder / REMOVED
+    try:
+        values = cast("dict[str, Any]", json.loads(path.read_text()))
+        return Tombstone(_entries(values), str(values["removed_at"]), str(values["why"]))
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CorruptArtifact(
+            f"{path} does not say which files were removed ({error}); remove {ref.folder} and run again with the same "
+            "run id."
+        ) from error
+
+
+def require_present(ref: ArtifactRef, part: str) -> None:
+    """Refuses an artifact that lost a part. part: a file, or a folder like `unet`. Raises: RemovedArtifact."""
+    tombstone = read_tombstone(ref)
+    if tombstone and any(name == part or name.startswith(f"{part}/") for name in tombstone.files):
+        raise RemovedArtifact(
+            f"{part} of {ref.table}/{ref.key} of run {ref.run_id} was removed by `popalign gc` on "
+            f"{tombstone.removed_at[:10]} ({tombstone.why}); its tables are still there. Run again under another run "
+            "id; `popalign gc --what` says what to remove, everything else is kept."
+        )
+
+
+def _entries(values: dict[str, Any]) -> dict[str, FileEntry]:
+    entries = cast("dict[str, dict[str, Any]]", values["files"])
+    return {name: FileEntry(int(e["bytes"]), str(e["sha256"])) for name, e in entries.items()}
 
 
 def artifact_digest(ref: ArtifactRef) -> str:
@@ -116,10 +164,17 @@ def file_entry(path: Path) -> FileEntry:
 
 
 def verify(ref: ArtifactRef) -> None:
-    """Hashes every file again. Raises: CorruptArtifact naming the file."""
+    """Hashes every file again; one that is missing must have been removed on purpose, by its tombstone.
+
+    Raises: CorruptArtifact naming the file.
+    """
+    tombstone = read_tombstone(ref)
+    removed = tombstone.files if tombstone else {}
     for name, entry in read_manifest(ref).files.items():
         path = ref.folder / name
         if not path.is_file():
+            if removed.get(name) == entry:
+                continue
             raise CorruptArtifact(f"{path} is missing; remove {ref.folder} and run again with the same run id.")
         found = file_entry(path)
         if found != entry:

@@ -12,6 +12,7 @@ from storage.disk import disk_errors
 from storage.errors import CorruptArtifact, QueryFailed
 from storage.layout import Workspace
 from storage.locks import exclusive
+from storage.registry import REGISTRY
 from storage.schemas import TABLES, schema
 from storage.tables import shard_paths
 
@@ -23,6 +24,32 @@ if TYPE_CHECKING:
 _EXPLAIN = re.compile(r"explain\s+(analyze\s+)?(\((analyze|format)\b[^()]*\)\s*)?", re.IGNORECASE)
 _READING = re.compile(r"(select|from|with|pivot|\()", re.IGNORECASE)
 MESSAGE_LINES = 6
+VIEW = "model_registry"
+_VIEW_COMMENT = "one row a trained model: what it was made from, what was decided and measured, whether it is promoted"
+_VIEW_COLUMNS = {
+    "verdict": "promote or hold; null where nothing was decided",
+    "reason": "of the verdict, in one sentence",
+    "disparities": "mean L2 on held-out neutral prompts before and after, by axis, with the interval of the ratio [1]",
+    "promoted": "whether it is the current model",
+}
+_VIEW_SQL = """CREATE VIEW {view} AS
+WITH measured AS (
+    SELECT run_id, model_id,
+           list({{axis: axis, before: before, after: after,
+                 ratio: ratio, ratio_low: ratio_low, ratio_high: ratio_high}} ORDER BY axis) AS disparities
+    FROM comparisons WHERE split = 'eval' AND measure = 'l2' GROUP BY ALL
+), pointer AS (
+    SELECT json_extract_string(TRY_CAST(content AS JSON), '$.current.run_id') AS run_id,
+           json_extract_string(TRY_CAST(content AS JSON), '$.current.model_id') AS model_id
+    FROM {pointer}
+)
+SELECT m.run_id, m.model_id, m.parent_model_id, m.round, m.objective, m.adapter, m.seed,
+       m.base_model, m.base_digest, m.config_digest, m.data_run_id,
+       d.verdict, d.reason, c.disparities, p.run_id IS NOT NULL AS promoted
+FROM models AS m
+LEFT JOIN decisions AS d USING (run_id, model_id)
+LEFT JOIN measured AS c USING (run_id, model_id)
+LEFT JOIN pointer AS p USING (run_id, model_id)"""
 
 
 def rebuild_catalog(workspace: Workspace) -> Path:
@@ -41,6 +68,7 @@ def rebuild_catalog(workspace: Workspace) -> Path:
             connection.begin()
             for name in TABLES:
                 _create_view(connection, name, shard_paths(workspace, name))
+            _create_registry_view(connection, workspace.root / REGISTRY)
             connection.commit()
         os.replace(draft, workspace.catalog)
     return workspace.catalog
@@ -98,6 +126,16 @@ def _create_view(connection: "duckdb.DuckDBPyConnection", name: str, paths: list
         plain = column.removesuffix("?")
         text = f"{meaning} [{UNITS[plain]}]" if plain in UNITS else meaning
         connection.execute(f'COMMENT ON COLUMN "{name}"."{plain}" IS {_quoted(text)}')
+
+
+def _create_registry_view(connection: "duckdb.DuckDBPyConnection", pointer: Path) -> None:
+    # A file that is there is read whenever the view is: a promotion shows at once. A workspace without one needs none.
+    source = f"read_text({_quoted(str(pointer))})" if pointer.is_file() else "(SELECT '' AS content WHERE false)"
+    connection.execute(_VIEW_SQL.format(view=VIEW, pointer=source))
+    connection.execute(f"COMMENT ON VIEW {VIEW} IS {_quoted(_VIEW_COMMENT)}")
+    meanings = {name.removesuffix("?"): meaning for name, _, meaning in TABLES["models"][1]} | _VIEW_COLUMNS
+    for column, *_ in connection.execute(f"DESCRIBE {VIEW}").fetchall():
+        connection.execute(f'COMMENT ON COLUMN {VIEW}."{column}" IS {_quoted(meanings[column])}')
 
 
 def _reading_statement(connection: "duckdb.DuckDBPyConnection", sql: str) -> str:

@@ -3,6 +3,7 @@
     runs/<run>/<table>/<key>/                      committed, once manifest.json is in it; never changed again
     runs/<run>/.staging/<table>.<key>~<random>/    being written: `files`, and a lock that the writer holds
     runs/<run>/.staging/lock                       held while a writer starts, and from its rename to its manifest
+    runs/<run>/.staging/<table>.<key>.claim        held by who makes the artifact (`storage.locks.claimed`)
 
 What a crash leaves has no manifest, or lies in `.staging` and nobody locks it: no reader takes it for data. The
 next writer of the run removes such drafts, the next one of the same reference its half commit. A run that starts or
@@ -22,11 +23,10 @@ from typing import Any, TextIO
 from storage.artifacts import MANIFEST, ArtifactRef, FileEntry, Manifest, artifact_digest, file_entry, is_committed
 from storage.disk import disk_errors, flush, make_folder, write_in_one_step
 from storage.errors import ConflictingArtifact, InvalidName
-from storage.layout import Workspace
+from storage.layout import STAGING, Workspace
 from storage.locks import exclusive, try_lock
 
 KILL_VARIABLE = "POPALIGN_KILL_AT"
-STAGING = ".staging"
 _visits: dict[str, int] = {}
 
 

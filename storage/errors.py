@@ -25,6 +25,10 @@ class CorruptArtifact(StorageError):
     """A file differs from what its manifest says, or cannot be read."""
 
 
+class RemovedArtifact(StorageError):
+    """A file was removed on purpose, by `popalign gc`."""
+
+
 class ConflictingArtifact(StorageError):
     """The same reference was committed before with other content."""
 
@@ -39,6 +43,14 @@ class RunInUse(StorageError):
 
 class StorageFull(StorageError):
     """The disk is full; what was committed is safe."""
+
+
+class NothingToRollBack(StorageError):
+    """There is no earlier model to go back to, or none of that name."""
+
+
+class FolderInUse(StorageError):
+    """A folder for an export is there already."""
 
 
 class QueryFailed(StorageError):

@@ -1,6 +1,7 @@
 """Where things lie: `runs/<run>/<table>/<key>/` with a manifest last, and one catalog file a workspace."""
 
 import json
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,8 @@ from storage.errors import InvalidName, WorkspaceNotUsable, WorkspaceTooNew
 
 SCHEMA_VERSION = 1
 MARKER = "workspace.json"
+STAGING = ".staging"
+WORKSPACE_VARIABLE = "POPALIGN_WORKSPACE"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -34,9 +37,11 @@ class Workspace:
     def open(cls, root: str | Path) -> "Workspace":
         """Opens a workspace, making it where there is none.
 
+        root: empty = what POPALIGN_WORKSPACE names, else ./workspace; hosts may have one disk in different places.
         Raises: WorkspaceTooNew, WorkspaceNotUsable, StorageFull.
         """
-        workspace = cls(Path(root).absolute())
+        chosen = root if str(root) else os.environ.get(WORKSPACE_VARIABLE) or "workspace"
+        workspace = cls(Path(chosen).absolute())
         try:
             version = _marked_version(workspace.root / MARKER)
             if version is None:

@@ -3,13 +3,14 @@
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from storage.artifacts import MANIFEST
-from storage.commit import STAGING, remove_abandoned_drafts
+from storage.commit import remove_abandoned_drafts
 from storage.disk import disk_errors, make_folder
-from storage.layout import Workspace
-from storage.locks import exclusive
+from storage.layout import STAGING, Workspace
+from storage.locks import exclusive, try_lock
 from storage.schemas import FOLDER, TABLES
 
 
@@ -23,10 +24,18 @@ def remove_leftovers(workspace: Workspace, run_id: str) -> None:
         make_folder(run / STAGING)
         with exclusive(run / STAGING / "lock"):
             remove_abandoned_drafts(run / STAGING)
+            _remove_abandoned_claims(run / STAGING)
             for folder in _half_commits(run):
                 shutil.rmtree(folder, ignore_errors=True)
         for draft in _old_file_drafts(run):
             draft.unlink(missing_ok=True)
+
+
+def _remove_abandoned_claims(staging: Path) -> None:
+    for claim in staging.glob("*.claim"):
+        with suppress(FileNotFoundError), claim.open() as lock:
+            if try_lock(lock):
+                claim.unlink()
 
 
 def _half_commits(run: Path) -> Iterator[Path]:

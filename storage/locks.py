@@ -8,9 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
+from storage.artifacts import ArtifactRef, is_committed
 from storage.disk import disk_errors, make_folder
 from storage.errors import RunInUse
-from storage.layout import Workspace
+from storage.layout import STAGING, Workspace
 
 
 @contextmanager
@@ -48,3 +49,25 @@ def run_lock(workspace: Workspace, run_id: str) -> Generator[None]:
         lock.write(f"process {os.getpid()} on {socket.gethostname()}")
         lock.flush()
         yield
+
+
+@contextmanager
+def claimed(ref: ArtifactRef) -> Generator[bool]:
+    """Whether this process may write an artifact: False at once if it is committed, or another process is at it.
+
+    Spares work that would be thrown away; that two writers of one artifact do no harm is the commit's affair. On a
+    network disk whose locks do not reach other hosts, work is done twice and nothing is lost.
+    """
+    folder = Workspace(Path(ref.workspace)).run_folder(ref.run_id) / STAGING
+    with disk_errors(folder):
+        make_folder(folder)
+    path = folder / f"{ref.table}.{ref.key}.claim"
+    with path.open("a") as stream:
+        if is_committed(ref) or not try_lock(stream):
+            yield False
+            return
+        # Whoever opened the file before it is removed finds the artifact committed, or does the work once more.
+        try:
+            yield not is_committed(ref)
+        finally:
+            path.unlink(missing_ok=True)

@@ -158,6 +158,10 @@ TABLES: dict[str, TableSpec] = {
             ("steps", I32, "optimizer steps from the parent"),
             ("beta", F64, "strength of the pull to the reference, on mean squared error a latent element"),
             ("natural_beta?", F64, "the same in units of log-likelihood; null for sft"),
+            ("base_model?", STR, "base model as configured: pipeline + LoRA + UNet, as far as there are any"),
+            ("base_digest?", STR, "digest of the base model's weights; of a hub id, of its name"),
+            ("config_digest?", STR, "first 16 hex digits of the SHA-256 of the run's `config_json`"),
+            ("data_run_id?", STR, "run that drew the images it was trained on"),
         ],
     ),
     "training_steps": (
@@ -214,7 +218,7 @@ FOLDER = {
     "scores": "disparities",
 }
 # Raised with every change of a table's columns. A column that is added must be nullable, or older files are refused.
-VERSIONS = dict.fromkeys(TABLES, 1) | {"populations": 2}
+VERSIONS = dict.fromkeys(TABLES, 1) | {"populations": 2, "models": 2}
 
 
 def schema(table: str) -> pa.Schema:
@@ -239,7 +243,8 @@ A workspace is a folder of runs. Every table is the union of the Parquet files
 `runs/<run_id>/<folder>/<key>/<table>.parquet` whose folder holds a `manifest.json`; a folder without one was never
 finished and is no data. `catalog.duckdb` in the workspace has a view of each table over all runs, with these comments:
 `popalign sql "SHOW TABLES"`, or open it with any DuckDB client. The views name absolute paths: after moving a
-workspace, any `popalign sql` writes the catalog again.
+workspace, any `popalign sql` writes the catalog again. One more view, `model_registry`, has a row a trained model:
+what it was made from, what was decided and measured, and whether it is the promoted one.
 
 A `?` after a column's name: it may be null. Unit `1`: a number without one. `MSE`: mean squared error of the predicted
 noise, a latent element. This file is written by `storage.schemas.document`, and a test keeps it true.

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from storage.artifacts import ArtifactRef, committed_folders, is_committed
+from storage.artifacts import ArtifactRef, committed_folders, is_committed, require_present
 from storage.errors import CorruptArtifact, NotCommitted, SchemaMismatch, WorkspaceTooNew
 from storage.layout import Workspace
 from storage.schemas import FOLDER, VERSIONS, schema
@@ -90,9 +90,10 @@ def read_rows(
 
 
 def read_artifact(ref: ArtifactRef, name: str) -> list[dict[str, Any]]:
-    """Rows of one artifact's table. Raises: NotCommitted, CorruptArtifact."""
+    """Rows of one artifact's table. Raises: NotCommitted, RemovedArtifact, CorruptArtifact."""
     path = ref.folder / f"{name}.parquet"
     if not is_committed(ref) or not path.is_file():
+        require_present(ref, path.name)
         raise NotCommitted(
             f"{ref.table}/{ref.key} of run {ref.run_id} in {ref.workspace} has no committed {name}; run its stage "
             "first."
@@ -103,9 +104,9 @@ def read_artifact(ref: ArtifactRef, name: str) -> list[dict[str, Any]]:
 def read_images(
     workspace: Workspace, run_id: str, sample_ids: Iterable[str], keys: Iterable[str] | None = None
 ) -> dict[str, bytes]:
-    """Stored bytes of the given images; those not committed are absent. Reads only the row groups that hold them.
+    """Stored bytes of the given images; those not committed are absent, and those that were removed.
 
-    keys: of these artifacts only. Raises: CorruptArtifact.
+    Reads only the row groups that hold them. keys: of these artifacts only. Raises: CorruptArtifact.
     """
     wanted = set(sample_ids)
     found: dict[str, bytes] = {}

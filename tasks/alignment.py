@@ -1,35 +1,48 @@
 """One round of fine-tuning."""
 
-import json
-from contextlib import nullcontext
-from dataclasses import asdict, replace
+import gc
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import torch
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
-from torch import Tensor
 
 from popalign_core.alignment.adapters import Policy, substituted_weights
 from popalign_core.alignment.cache import AlignmentData
-from popalign_core.alignment.checkpoint import begin, load_state, save_state
+from popalign_core.alignment.checkpoint import TrainingState
 from popalign_core.alignment.objective import nats_per_unit_error, natural_beta
+from popalign_core.alignment.processes import Processes
 from popalign_core.alignment.settings import AlignmentSettings
 from popalign_core.alignment.trainer import StepRecord, train
 from popalign_core.config import AlignmentConfig, RunConfig
-from popalign_core.models.sdxl import load_sdxl
+from popalign_core.models.sdxl import SdxlModel, load_sdxl
 from popalign_core.models.trainable import make_policy, noise_schedule, save_weights
 from popalign_core.seeds import derive_seed
 from storage.artifacts import ArtifactRef, is_committed
-from storage.checkpoints import latest_checkpoint, remove_checkpoints, staged_checkpoint
+from storage.checkpoints import remove_checkpoints
 from storage.commit import staged_artifact
-from storage.layout import Workspace
+from storage.errors import NotCommitted
 from storage.tables import write_rows
 from tasks.alignment_data import alignment_data
 from tasks.progress import progress_of
-from tasks.run import as_row, loaded_model, model_source, reference, timed
+from tasks.registry import lineage
+from tasks.run import as_row, loaded_model, model_source, passes, timed
+from tasks.training_checkpoints import last_state, save_checkpoint
+from tasks.training_errors import same_outcome
+from tasks.training_order import WHOLE_TRAINING as WHOLE_TRAINING
+from tasks.training_order import RoundOrder, require_same_start
+from tasks.training_processes import ONE, Report, TrainingProcesses, run_processes
 
-RECORDS = "records.json"
-WHOLE_TRAINING = "alignment"
+if TYPE_CHECKING:
+    from accelerate import Accelerator  # pyright: ignore[reportMissingTypeStubs]
+
+# A network disk shows another host's files a while later.
+SECONDS_UNTIL_SEEN = 120
 
 
 def alignment_settings(config: AlignmentConfig, seed: int, round_index: int) -> AlignmentSettings:
@@ -51,80 +64,147 @@ def alignment_settings(config: AlignmentConfig, seed: int, round_index: int) -> 
     )
 
 
-@task(cache_policy=NO_CACHE)
-def align_round(preferences: ArtifactRef, config: RunConfig, parent_id: str, round_index: int) -> ArtifactRef:
+@task(cache_policy=NO_CACHE, retries=2, retry_delay_seconds=5, retry_condition_fn=passes)
+def align_round(
+    preferences: ArtifactRef,
+    config: RunConfig,
+    parent_id: str,
+    round_index: int,
+    processes: TrainingProcesses = ONE,
+) -> ArtifactRef:
     """Trains from the parent model on a round's preferences; commits weights, `models` and `training_steps`.
 
-    A number that is none stops the training and commits nothing.
+    A number that is none stops the training and commits nothing. processes: other than ONE, they are started here and
+    end with this one; on several hosts the same call is made on each, and returns on all once the round is committed.
+    Raises: LostProcess where one of several is gone; what was checkpointed is kept.
     """
-    ref = reference(preferences.workspace, preferences.run_id, "models", f"round-{round_index}")
-    place = Workspace(Path(ref.workspace))
-    if is_committed(ref):
-        if config.alignment.redraw:  # a crash may have come between the commit and this
-            remove_checkpoints(place, ref.run_id, ref.key)
-        return ref
-    loaded_model.cache_clear()  # the sampler makes room for policy and reference
-    source = model_source(ref.workspace, ref.run_id, config, parent_id)
+    order = RoundOrder(preferences, config, parent_id, round_index)
+    if not is_committed(order.ref):
+        loaded_model.cache_clear()  # the sampler makes room for policy and reference
+        with progress_of(f"alignment {order.ref.key}") as advance:
+            report = Report(advance, get_run_logger().info)
+            if processes.world == 1:
+                train_round(order, report)
+            else:
+                _train_in_processes(order, processes, report)
+    if config.alignment.redraw:  # a crash may have come between the commit and this
+        remove_checkpoints(*order.checkpoints)
+    return order.ref
+
+
+def _train_in_processes(order: RoundOrder, processes: TrainingProcesses, report: Report) -> None:
+    # What was cleared is only free for other processes once the allocator has given it back.
+    gc.collect()
+    torch.cuda.empty_cache()
+    name = f"{order.ref.run_id}.{order.ref.key}"
+    run_processes("tasks.training_rank", order.to_json(), name, processes, report)
+    deadline = time.monotonic() + SECONDS_UNTIL_SEEN
+    while not is_committed(order.ref):
+        if time.monotonic() > deadline:
+            raise NotCommitted(
+                f"the training ended, and its model is not in {order.ref.folder}: all hosts need one workspace."
+            )
+        time.sleep(1)
+
+
+def train_round(order: RoundOrder, report: Report, accelerator: "Accelerator | None" = None, device: str = "") -> None:
+    """Trains and commits a round, in each of its processes at once; the first one writes.
+
+    accelerator: of several processes. device: instead of the configuration's.
+    """
+    ref, processes = order.ref, Processes(accelerator)
+    with same_outcome(processes):
+        model, earlier_lora = _load_model(order, device)
+    with _timing(ref, model.device.type, processes) as facts:
+        with same_outcome(processes):
+            data = alignment_data(order.preferences, model, named=order.config.alignment.preserve_weight > 0)
+            settings = alignment_settings(order.config.alignment, order.config.seed, order.round_index)
+            row = _described_model(order, model, data, settings, report)
+            policy = _policy(order.config, model, settings.seed, earlier_lora)
+            state, records = last_state(policy, settings, order.checkpoints)
+        require_same_start(processes, order, state.step)
+        steps = train(policy, data, settings, state=state, accelerator=accelerator)
+        records = _followed(steps, order, state, records, processes, report)[-order.config.alignment.steps :]
+        facts["items"] = len(records)
+        with same_outcome(processes):
+            if processes.is_first:
+                _commit(order, state, row, records, processes.share.processes)
+
+
+def _load_model(order: RoundOrder, device: str) -> tuple[SdxlModel, Path | None]:
+    """The parent model without an adapter of its own, and the folder of that adapter."""
+    config, ref = order.config, order.ref
+    source = model_source(ref.workspace, ref.run_id, config, order.parent_id)
     # A fresh load: training changes the weights in place, and the cached model must stay what its source names.
     # Full fine-tuning needs float32 master weights.
     dtype = config.sampling.dtype if config.alignment.lora_rank else "float32"
     earlier = None if source.lora is None else Path(source.lora)
-    model = load_sdxl(replace(source, lora=None), device=config.device, dtype=dtype)
-    with timed(ref, "alignment", model.device.type) as facts:
-        data = alignment_data(preferences, model, named=config.alignment.preserve_weight > 0)
-        settings = alignment_settings(config.alignment, config.seed, round_index)
-        nats = nats_per_unit_error(noise_schedule(model), data.latent_elements, settings.first_timestep)
-        row = _model_row(ref, config, settings, natural_beta(settings.beta, nats, settings.objective, data.pairs_each))
-        row |= {"parent_model_id": parent_id, "round": round_index}
-        get_run_logger().info("beta %g is %s in units of log-likelihood", settings.beta, row["natural_beta"])
-        policy = make_policy(
-            model,
-            lora_rank=config.alignment.lora_rank,
-            trainable=config.alignment.trainable,
-            seed=settings.seed,
-            earlier_lora=earlier,
-            gradient_checkpointing=config.alignment.gradient_checkpointing,
-            image_size=config.sampling.image_size,
-        )
-        records, average = _train(policy, data, settings, ref, config.alignment)
-        records = records[-config.alignment.steps :]
-        facts["items"] = len(records)
-        with staged_artifact(ref) as folder:
-            kept = nullcontext() if average is None else substituted_weights(policy.denoiser, average)
-            with kept:
-                save_weights(policy, folder, lora=bool(config.alignment.lora_rank))
-            write_rows(folder, "models", [row])
-            write_rows(folder, "training_steps", [_step_row(ref, round_index, record) for record in records])
-    if config.alignment.redraw:
-        remove_checkpoints(place, ref.run_id, ref.key)
-    return ref
+    return load_sdxl(replace(source, lora=None), device=device or config.device, dtype=dtype), earlier
 
 
-def _train(
-    policy: Policy, data: AlignmentData, settings: AlignmentSettings, ref: ArtifactRef, config: AlignmentConfig
-) -> tuple[list[StepRecord], dict[str, Tensor] | None]:
-    """Goes on from the last checkpoint, and saves one now and then; the records of all steps, the average if kept."""
-    name = ref.key if config.redraw else WHOLE_TRAINING
-    place = Workspace(Path(ref.workspace))
-    folder = latest_checkpoint(place, ref.run_id, name)
-    records: list[StepRecord] = []
-    if folder is None:
-        state = begin(policy, settings)
-    else:
-        state = load_state(policy, settings, folder)
-        records = [StepRecord(**values) for values in json.loads((folder / RECORDS).read_text())]
-    with progress_of(f"alignment {ref.key}") as advance:
-        advance(max(0, state.step - (settings.steps - config.steps)))
-        for record in train(policy, data, settings, state=state):
-            records.append(record)
-            advance(int(record.step > settings.steps - config.steps))
-            # The last state is what a later round goes on from, where it does.
-            last = record.step == settings.steps and not config.redraw
-            if last or record.step % config.checkpoint_steps == 0:
-                with staged_checkpoint(place, ref.run_id, name, record.step) as staged:
-                    save_state(state, staged)
-                    (staged / RECORDS).write_text(json.dumps([asdict(record) for record in records]))
-    return records, state.average
+def _timing(ref: ArtifactRef, device: str, processes: Processes) -> AbstractContextManager[dict[str, int]]:
+    if not processes.is_first:
+        return nullcontext({"items": 0})
+    world = processes.share.processes
+    return timed(ref, "alignment", device if world == 1 else f"{world} x {device}")
+
+
+def _described_model(
+    order: RoundOrder, model: SdxlModel, data: AlignmentData, settings: AlignmentSettings, report: Report
+) -> dict[str, object]:
+    """The round's row of `models`."""
+    nats = nats_per_unit_error(noise_schedule(model), data.latent_elements, settings.first_timestep)
+    natural = natural_beta(settings.beta, nats, settings.objective, data.pairs_each)
+    report.say(f"beta {settings.beta:g} is {natural} in units of log-likelihood")
+    row = _model_row(order.ref, order.config, settings, natural)
+    return row | {"parent_model_id": order.parent_id, "round": order.round_index}
+
+
+def _policy(config: RunConfig, model: SdxlModel, seed: int, earlier_lora: Path | None) -> Policy:
+    return make_policy(
+        model,
+        lora_rank=config.alignment.lora_rank,
+        trainable=config.alignment.trainable,
+        seed=seed,
+        earlier_lora=earlier_lora,
+        gradient_checkpointing=config.alignment.gradient_checkpointing,
+        image_size=config.sampling.image_size,
+    )
+
+
+def _followed(
+    steps: Iterator[StepRecord],
+    order: RoundOrder,
+    state: TrainingState,
+    records: list[StepRecord],
+    processes: Processes,
+    report: Report,
+) -> list[StepRecord]:
+    """Takes the steps to the end, and saves a checkpoint now and then; the records of all steps."""
+    config, settings = order.config.alignment, state.settings
+    report.advance(max(0, state.step - (settings.steps - config.steps)))
+    for record in steps:
+        records.append(record)
+        report.advance(int(record.step > settings.steps - config.steps))
+        # The last state is what a later round goes on from, where it does.
+        last = record.step == settings.steps and not config.redraw
+        if last or record.step % config.checkpoint_steps == 0:
+            with same_outcome(processes):
+                if processes.is_first:
+                    save_checkpoint(state, records, order.checkpoints)
+    return records
+
+
+def _commit(
+    order: RoundOrder, state: TrainingState, row: dict[str, object], records: list[StepRecord], world: int
+) -> None:
+    ref, denoiser = order.ref, state.policy.denoiser
+    with staged_artifact(ref, {} if world == 1 else {"training_processes": world}) as folder:
+        kept = nullcontext() if state.average is None else substituted_weights(denoiser, state.average)
+        with kept:
+            save_weights(state.policy, folder, lora=bool(order.config.alignment.lora_rank))
+        write_rows(folder, "models", [row])
+        write_rows(folder, "training_steps", [_step_row(ref, order.round_index, record) for record in records])
 
 
 def _model_row(
@@ -139,6 +219,7 @@ def _model_row(
         "steps": settings.steps,
         "beta": settings.beta,
         "natural_beta": natural,
+        **lineage(ref, config),
     }
 
 

@@ -16,6 +16,7 @@ from popalign_core.assessment.resampling import Comparison, Estimate
 from popalign_core.assessment.uncertainty import compare, measure_disparities, wilson_interval
 from popalign_core.attributes import AXES, CROSSING, Axis, cross_axes
 from popalign_core.config import RunConfig
+from popalign_core.models.sdxl import pick_device
 from popalign_core.population_counts import by_prompt, group_counts
 from popalign_core.seeds import derive_seed
 from storage.artifacts import ArtifactRef, is_committed
@@ -23,7 +24,7 @@ from storage.commit import staged_artifact
 from storage.images import decode_image
 from storage.tables import read_artifact, write_rows
 from tasks.labels import labelled_samples
-from tasks.run import BASE, builder, classifier_of, read_prompts, reference
+from tasks.run import BASE, builder, classifier_of, read_prompts, reference, timed
 from tasks.sampling import plan_shards
 
 BUILDER_ROLE, JUDGE_ROLE = "builder", "judge"
@@ -52,14 +53,16 @@ def assess(workspace: str, run_id: str, config: RunConfig, model_id: str) -> Art
     decision = reference(workspace, run_id, "decisions", model_id)
     if is_committed(ref) and is_committed(decision):
         return ref
-    assessment = _Assessment(workspace, run_id, config, model_id)
-    for purpose, split in SPLITS.items():
-        if plan_shards(workspace, run_id, config, BASE, purpose):
-            assessment.measure_neutral(purpose, split)
-    assessment.measure_obedience()
-    with staged_artifact(ref) as folder:
-        for name, rows in assessment.rows.items():
-            write_rows(folder, name, rows)
+    with timed(ref, "assessment", pick_device(config.device).type) as facts:
+        assessment = _Assessment(workspace, run_id, config, model_id)
+        for purpose, split in SPLITS.items():
+            if plan_shards(workspace, run_id, config, BASE, purpose):
+                assessment.measure_neutral(purpose, split)
+        assessment.measure_obedience()
+        facts["items"] = assessment.images
+        with staged_artifact(ref) as folder:
+            for name, rows in assessment.rows.items():
+                write_rows(folder, name, rows)
     with staged_artifact(decision) as folder:
         write_rows(folder, "decisions", [assessment.decision()])
     return ref
@@ -78,6 +81,7 @@ class _Assessment:
             name: [] for name in ("disparities", "group_shares", "scores", "comparisons")
         }
         self.held_out: dict[str, Comparison] = {}
+        self.images = 0
         self.unknown: dict[str, tuple[float, float]] = {}
         self.obeyed: dict[str, Comparison] = {}
         self.score: Comparison | None = None
@@ -212,6 +216,7 @@ class _Assessment:
 
     def _read(self, model: str, purpose: str, *, features: bool = True) -> Measured:
         samples = labelled_samples(self.workspace, self.run_id, self.config, model, purpose, JUDGE_ROLE)
+        self.images += len(samples)
         cells = {prompt_id: [sample.cell for sample in own] for prompt_id, own in by_prompt(samples).items()}
         prompt_ids = [sample.prompt_id for sample in samples]
         vectors = self._features(model, purpose) if features else np.zeros((0, 0))

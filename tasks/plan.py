@@ -1,45 +1,195 @@
-"""What a run would do, counted before anything is loaded."""
+"""What a run would do, how long it would take and how much disk, before anything is loaded."""
 
-from collections.abc import Callable, Sequence
-from math import prod
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
-from popalign_core.attributes import AXES
 from popalign_core.config import RunConfig
-from popalign_core.prompt_sets import load_subjects
-from popalign_core.sample_sets import slices
+from popalign_core.errors import InvalidInput
+from popalign_core.stated_costs import TABLE_BYTES_PER_IMAGE
+from popalign_core.workload import ASSESSED, GROUPS, Workload, drawn_places, workload
+from storage.layout import MARKER, WORKSPACE_VARIABLE, Workspace
+from tasks.rates import (
+    Rate,
+    Record,
+    classification_rate,
+    flat_config,
+    measurement_rate,
+    read_records,
+    sampling_rate,
+    training_rate,
+)
+from tasks.remaining import Left, LeftSet, left_of_run, whole_run
+from tasks.sizes import Size, checkpoint_bytes, image_size, model_size
 
 
-def planned_work(config: RunConfig) -> list[tuple[str, str, str]]:
-    """Rows of (stage, what, how many)."""
-    subjects = load_subjects(config.expansion.prompts, config.expansion.max_subjects)
-    cells = prod(len(AXES[name].groups) for name in config.expansion.axes)
-    by_split = {split: sum(s.split == split for s in subjects) for split in ("train", "validation", "eval")}
-    rows = [
-        ("expansion", f"{split} prompts, neutral + specific", f"{n} + {n * cells}") for split, n in by_split.items()
-    ]
+@dataclass(frozen=True)
+class PlanRow:
+    """One kind of work. seconds of one device; low, high: at the quicker and the slower end. bytes: on disk."""
 
-    def images(purpose: str) -> int:
-        parts = slices(purpose, config.images)
-        return sum(by_split[p.split] * p.per_prompt * (cells if p.kind == "specific" else 1) for p in parts)
+    stage: str
+    work: str
+    rate: str = ""
+    seconds: float = 0.0
+    low: float = 0.0
+    high: float = 0.0
+    bytes: float = 0.0
 
-    rounds = config.alignment.rounds
-    draws = rounds if config.alignment.redraw else 1
-    rows += [
-        ("alignment", "images of rounds" if draws > 1 else "images, drawn once", str(draws * images("round"))),
-        *_counterfactual_rows(config, draws * by_split["train"]),
-        ("alignment", f"validation images, {rounds + 1} models", str((rounds + 1) * images("validation"))),
-        ("alignment", "steps", f"{rounds} x {config.alignment.steps}, {config.alignment.pairs_per_step} pairs each"),
-        ("assessment", "images, two models", str(2 * _sum(images, ("evaluation", "trained", "obedience")))),
-    ]
-    return rows
+    def cells(self) -> tuple[str, str, str, str, str]:
+        """Ready to show."""
+        time = _duration(self.seconds)
+        if (self.low, self.high) != (self.seconds, self.seconds):
+            time += f" ({_duration(self.low)} to {_duration(self.high)})"
+        return self.stage, self.work, self.rate, time if self.seconds else "", _size(self.bytes) if self.bytes else ""
 
 
-def _counterfactual_rows(config: RunConfig, prompts: int) -> list[tuple[str, str, str]]:
-    if config.populations.winners != "counterfactual":
-        return []
-    most = prompts * config.images.train_neutral
-    return [("alignment", "counterfactual images, at most", str(most))]
+@dataclass(frozen=True)
+class RunPlan:
+    """rows: by stage. notes: what else is to be known. free_bytes: on the workspace's disk."""
+
+    rows: tuple[PlanRow, ...]
+    notes: tuple[str, ...]
+    free_bytes: int
+
+    @property
+    def total(self) -> PlanRow:
+        """All rows together."""
+        seconds, low, high, size = (
+            sum(getattr(row, name) for row in self.rows) for name in ("seconds", "low", "high", "bytes")
+        )
+        return PlanRow("total", f"{seconds / 3600:.3g} device hours", "", seconds, low, high, size)
+
+    @property
+    def warning(self) -> str:
+        """Empty where the disk has room."""
+        need = self.total.bytes
+        if need <= self.free_bytes:
+            return ""
+        return (
+            f"{_size(need)} are needed and {_size(self.free_bytes)} are free: remove old images and weights "
+            "(popalign gc), or choose another --workspace."
+        )
 
 
-def _sum(count: Callable[[str], int], purposes: Sequence[str]) -> int:
-    return sum(count(purpose) for purpose in purposes)
+def planned_work(config: RunConfig, workspace: str = "", run_id: str = "") -> RunPlan:
+    """What is to be done for a configuration, at rates that earlier runs in the workspace were measured at.
+
+    workspace: empty = the one that would be opened. run_id: of a run in it, to count only what it has left.
+    Raises: InvalidInput if that run was started with another configuration, or a prompt set is not usable;
+    RemovedArtifact if it cannot go on.
+    """
+    place = _existing(workspace)
+    records = read_records(place)
+    work = workload(config)
+    mine = next((record for record in records if record.run_id == run_id), None)
+    notes: list[str] = []
+    if mine is None:
+        left = whole_run(work, records, config)
+        notes += [f"there is no run {run_id!r} in {place.root} yet: all of it is counted."] if run_id else []
+    else:
+        _require_same(mine, config)
+        left = left_of_run(mine, work, records, config)
+    notes += left.notes
+    rows = (*_work_rows(config, work, left, records), *_disk_rows(config, left, records))
+    if rows:
+        notes.append("Not counted: starting, loading models, the report. A run may stop after fewer rounds.")
+    return RunPlan(rows, tuple(notes), _free_bytes(place.root))
+
+
+def _existing(workspace: str) -> Workspace:
+    """Opens a workspace without making one: a plan leaves nothing behind."""
+    chosen = Path(workspace or os.environ.get(WORKSPACE_VARIABLE) or "workspace").absolute()
+    return Workspace.open(chosen) if (chosen / MARKER).is_file() else Workspace(chosen)
+
+
+def _free_bytes(folder: Path) -> int:
+    return shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.is_dir())).free
+
+
+def _require_same(record: Record, config: RunConfig) -> None:
+    wanted = flat_config(config.model_dump(mode="json"))
+    for name, value in wanted.items():
+        if record.config.get(name) != value:
+            raise InvalidInput(
+                f"run {record.run_id!r} was started with {name} = {record.config.get(name)}, and {value} is planned: "
+                "leave out preset and --set to plan what it has left, or choose another --run-id."
+            )
+
+
+def _work_rows(config: RunConfig, work: Workload, left: Left, records: Sequence[Record]) -> Iterator[PlanRow]:
+    if left.expansion:
+        for split, count in work.neutral.items():
+            yield PlanRow("expansion", f"{split}: {count:,} neutral and {work.specific[split]:,} specific prompts")
+    rate = sampling_rate(records, config)
+    size = image_size(records, config)
+    for group, title in GROUPS.items():
+        sets = [part for part in left.sets if part.wanted.group == group]
+        yield from _sampling_row(title, sets, rate, size, config.sampling.batch_size)
+    for role in ("builder", "judge"):
+        count = sum(sum(part.classified) for part in left.sets if part.wanted.role == role)
+        if count:
+            yield _timed(
+                "classification", f"{count:,} images, {role}", classification_rate(records, config, role), count
+            )
+    if left.trainings:
+        steps, pairs = (sum(getattr(part, name) for part in left.trainings) for name in ("steps", "pairs"))
+        what = f"{_counted(len(left.trainings), 'round')}, {steps:,} steps of {config.alignment.pairs_per_step} pairs"
+        yield _timed("alignment", what, training_rate(records, config), pairs)
+    if left.measured:
+        count = sum(part.images for part in work.image_sets if part.group in ASSESSED)
+        yield _timed("assessment", f"comparison over {count:,} images", measurement_rate(records, config), count)
+
+
+def _sampling_row(title: str, sets: Sequence[LeftSet], rate: Rate, size: Size, batch_size: int) -> Iterator[PlanRow]:
+    images, most = sum(sum(part.drawn) for part in sets), sum(part.most for part in sets)
+    if not most:
+        return
+    places = sum(drawn_places(shard, batch_size) for part in sets for shard in part.drawn)
+    count = f"{images:,} images" if most == images else f"{images:,} images expected, at most {most:,}"
+    upper = "at most " if any(part.wanted.at_most for part in sets) and most == images else ""
+    row = _timed("sampling", f"{upper}{count}, {title}", rate, places)
+    # Where fewer are expected than there may be, the slower end has all of them.
+    more = drawn_places(most - images, batch_size) * rate.high
+    yield replace(row, high=row.high + more, bytes=images * size.bytes)
+
+
+def _timed(stage: str, what: str, rate: Rate, units: float) -> PlanRow:
+    return PlanRow(stage, what, rate.source, units * rate.seconds, units * rate.low, units * rate.high)
+
+
+def _disk_rows(config: RunConfig, left: Left, records: Sequence[Record]) -> Iterator[PlanRow]:
+    images = sum(sum(part.drawn) for part in left.sets)
+    if images:
+        # The bytes of images stand beside their sampling; this row says how large one is taken to be.
+        yield PlanRow("disk", "images, counted above", image_size(records, config).source)
+        source = f"stated default: {TABLE_BYTES_PER_IMAGE} B an image"
+        yield PlanRow("disk", "tables", source, bytes=images * TABLE_BYTES_PER_IMAGE)
+    if left.trainings:
+        size = model_size(config)
+        yield PlanRow(
+            "disk",
+            f"weights of {_counted(len(left.trainings), 'model')}",
+            size.source,
+            bytes=len(left.trainings) * size.bytes,
+        )
+        if most := checkpoint_bytes(config, size):
+            yield PlanRow("disk", "checkpoints, at most, until their training ends", size.source, bytes=most)
+
+
+def _counted(count: int, name: str) -> str:
+    return f"{count} {name}" if count == 1 else f"{count} {name}s"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.3g} s"
+    return f"{seconds / 60:.3g} min" if seconds < 90 * 60 else f"{seconds / 3600:,.1f} h"
+
+
+def _size(count: float) -> str:
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count / 1e3:.1f} kB"

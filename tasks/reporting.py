@@ -1,11 +1,10 @@
-"""The report of a run as one HTML file, and the summary in Prefect."""
+"""The report of a run as one HTML file."""
 
 import json
 from pathlib import Path
 from typing import Any
 
 from prefect import task
-from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
 from popalign_core.config import RunConfig
@@ -19,7 +18,6 @@ from storage.publication import publish_file
 from storage.tables import read_images, read_rows
 from tasks.assessment import BUILDER_ROLE, JUDGE_ROLE, classifier_name
 from tasks.run import BASE
-from tasks.summary import RunSummary
 
 SHEET_COLUMNS = 10
 SHEET_ROWS = 12
@@ -50,7 +48,7 @@ def write_report(workspace: str, run_id: str, config: RunConfig) -> Path:
         builder_id=classifier_name(BUILDER_ROLE, config),
         decision=decisions[0] if decisions else None,
         yields=query(place, YIELDS.format(run_id=run_id)).to_pylist(),
-        sheets=_sheets(place, run_id, kept, rows["prompts"]),
+        sheets=held_out_sheets(place, run_id, kept, rows["prompts"], SHEET_ROWS),
         **rows,
     )
     return publish_file(place, run_id, "report.html", render_report(data).encode())
@@ -61,9 +59,11 @@ def _last_model(models: list[dict[str, Any]]) -> str:
     return str(models[-1]["model_id"]) if models else "not trained yet"
 
 
-def _sheets(place: Workspace, run_id: str, kept: str, prompts: list[dict[str, Any]]) -> list[ContactSheet]:
-    """The same prompts and seeds before and after: held-out neutral ones."""
-    shown = [row for row in prompts if row["split"] == "eval" and row["kind"] == "neutral"][:SHEET_ROWS]
+def held_out_sheets(
+    place: Workspace, run_id: str, kept: str, prompts: list[dict[str, Any]], most: int
+) -> list[ContactSheet]:
+    """The same prompts and seeds before and after: held-out neutral ones, so many at most; none without images."""
+    shown = [row for row in prompts if row["split"] == "eval" and row["kind"] == "neutral"][:most]
     wanted = {
         model: [[f"{model}/{row['prompt_id']}/{i}" for i in range(SHEET_COLUMNS)] for row in shown]
         for model in (BASE, kept)
@@ -80,19 +80,3 @@ def _sheets(place: Workspace, run_id: str, kept: str, prompts: list[dict[str, An
     if sheets[BASE] is None:
         return []
     return [ContactSheet("Held-out neutral prompts", sheets[BASE], sheets[kept], [row["text"] for row in shown])]
-
-
-@task(cache_policy=NO_CACHE)
-def publish_report(workspace: str, run_id: str, summary: RunSummary) -> None:
-    """Puts the headline on the run's page in Prefect; the report itself is a file, since browsers block links to it."""
-    lines = [
-        f"## {summary.verdict}: {summary.reason}",
-        "",
-        "| held-out neutral prompts | before | after | ratio |",
-        "|---|---|---|---|",
-    ]
-    lines += ["| " + " | ".join(row) + " |" for row in summary.headline]
-    lines += ["", f"Report: `{summary.report}`", "", f'Tables: `popalign sql -w {workspace} "FROM comparisons"`']
-    create_markdown_artifact(
-        key=f"popalign-{run_id}".lower().replace(".", "-").replace("_", "-"), markdown="\n".join(lines)
-    )

@@ -11,24 +11,29 @@ from functools import lru_cache
 from importlib.metadata import version
 from typing import Any
 
+from prefect import tags
+from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
+from prefect.context import FlowRunContext
 
 from popalign_core.config import ClassificationConfig, RunConfig, SamplingConfig, parse_config
 from popalign_core.expansion import Prompt
 from popalign_core.models.attribute_heads import HeadClassifier
+from popalign_core.models.checkpoints import IN_WORKSPACE
 from popalign_core.models.sdxl import ModelSource, SdxlModel, load_sdxl
 from popalign_core.models.zero_shot import ZeroShotClassifier
 from popalign_core.sampling import SamplingSettings
-from storage.artifacts import ArtifactRef, is_committed
+from storage.artifacts import ArtifactRef, is_committed, require_present
 from storage.commit import staged_artifact
 from storage.errors import NotCommitted
 from storage.layout import Workspace
 from storage.leftovers import remove_leftovers
+from storage.retention import check_complete
 from storage.tables import read_rows, write_rows
+from tasks.versions import code_version
 
 BASE = "base"
 LIBRARIES = (
-    "popalign",
     "torch",
     "diffusers",
     "transformers",
@@ -52,9 +57,11 @@ def record_run(workspace: str, run_id: str, preset: str, config: RunConfig) -> A
 
     An upgrade of a library is no other run.
 
-    Raises: ConflictingArtifact if the id names another configuration.
+    Raises: ConflictingArtifact if the id names another configuration; RemovedArtifact if it cannot go on.
     """
-    remove_leftovers(Workspace.open(workspace), run_id)
+    place = Workspace.open(workspace)
+    check_complete(place, run_id)
+    remove_leftovers(place, run_id)
     ref = reference(workspace, run_id, "runs", "config")
     with staged_artifact(ref) as folder:
         row = {"run_id": run_id, "preset": preset, "config_json": config.model_dump_json()}
@@ -62,10 +69,14 @@ def record_run(workspace: str, run_id: str, preset: str, config: RunConfig) -> A
     now = datetime.now(UTC)
     start = reference(workspace, run_id, "starts", now.strftime("%Y%m%dT%H%M%S.%fZ"))
     with staged_artifact(start) as folder:
-        versions = json.dumps({"python": platform.python_version()} | {name: version(name) for name in LIBRARIES})
+        versions = json.dumps({"python": platform.python_version(), "popalign": code_version()} | _library_versions())
         row = {"run_id": run_id, "started_at": now.isoformat(timespec="seconds"), "versions_json": versions}
         write_rows(folder, "starts", [row])
     return ref
+
+
+def _library_versions() -> dict[str, str]:
+    return {name: version(name) for name in LIBRARIES}
 
 
 def run_config(workspace: str, run_id: str, given: RunConfig | None = None) -> RunConfig:
@@ -93,16 +104,28 @@ def read_prompts(workspace: str, run_id: str) -> list[Prompt]:
 def model_source(workspace: str, run_id: str, config: RunConfig, model_id: str) -> ModelSource:
     """Where a run's model lies: the configured pipeline, with the round's trained weights for any other id.
 
-    Raises: NotCommitted.
+    Raises: NotCommitted, RemovedArtifact.
     """
-    base = ModelSource(config.model, fused_lora=config.model_lora or None)
+    base = ModelSource(
+        config.model,
+        unet=placed(workspace, config.model_unet) or None,
+        fused_lora=placed(workspace, config.model_lora) or None,
+    )
     if model_id == BASE:
         return base
     ref = reference(workspace, run_id, "models", model_id)
     if not is_committed(ref):
         raise NotCommitted(f"run {run_id} has no committed model {model_id!r}.")
     part = "lora" if config.alignment.lora_rank else "unet"
+    require_present(ref, part)
     return replace(base, **{part: str(ref.folder / part)})
+
+
+def placed(workspace: str, source: str) -> str:
+    """Where the folder of a configuration lies on this host; what is not in the workspace stays as it is."""
+    if not source.startswith(IN_WORKSPACE):
+        return source
+    return str(Workspace.open(workspace).root / source.removeprefix(IN_WORKSPACE))
 
 
 @lru_cache(maxsize=1)
@@ -161,3 +184,15 @@ def timed(ref: ArtifactRef, stage: str, device: str) -> Generator[dict[str, int]
 def as_row(run_id: str, value: Any, **more: Any) -> dict[str, Any]:
     """A frozen dataclass as a table row."""
     return {"run_id": run_id, **asdict(value), **more}
+
+
+@contextmanager
+def run_tags(preset: str, config: RunConfig) -> Generator[None]:
+    """Tags the current flow run, and what is started inside, with the preset and the model, to filter by."""
+    names = [f"preset:{preset}", f"model:{config.model}"]
+    context = FlowRunContext.get()
+    if context is not None and context.flow_run is not None:
+        with get_client(sync_client=True) as client:
+            client.update_flow_run(context.flow_run.id, tags=sorted({*context.flow_run.tags, *names}))
+    with tags(*names):
+        yield

@@ -2,6 +2,8 @@
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
 from math import ceil, prod
 
 from prefect import task
@@ -17,6 +19,7 @@ from storage.artifacts import ArtifactRef, is_committed
 from storage.commit import staged_artifact
 from storage.images import FORMAT, encode_image
 from storage.tables import read_artifact, write_rows
+from tasks.events import announce_commit
 from tasks.progress import progress_of
 from tasks.run import loaded_model, model_source, passes, read_prompts, reference, sampling_settings, timed
 
@@ -81,19 +84,24 @@ def sample_shard(ref: ArtifactRef, config: RunConfig) -> ArtifactRef:
     source = model_source(ref.workspace, ref.run_id, config, model_id)
     model = loaded_model(source, config.device, config.sampling.dtype)
     settings = sampling_settings(config.sampling)
-    fingerprint = sampler_fingerprint(model, settings)
+
+    @cache
+    def fingerprint_of(batch_size: int) -> str:
+        return sampler_fingerprint(model, replace(settings, batch_size=batch_size))
+
     samples, images = [], []
     with timed(ref, "sampling", model.device.type) as facts, progress_of(f"sampling {model_id} {purpose}") as advance:
         for batch in sample_images(model, requests, settings):
             for drawn in batch:
                 data = encode_image(drawn.pixels)
                 images.append({"sample_id": drawn.request.sample_id, "image": data, "format": FORMAT})
-                samples.append(_sample_row(ref.run_id, model_id, drawn, data, fingerprint))
+                samples.append(_sample_row(ref.run_id, model_id, drawn, data, fingerprint_of(drawn.batch_size)))
             advance(len(batch))
         facts["items"] = len(samples)
         with staged_artifact(ref) as folder:
             write_rows(folder, "samples", samples)
             write_rows(folder, "images", images)
+    announce_commit(ref, len(samples))
     return ref
 
 

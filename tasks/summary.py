@@ -15,13 +15,14 @@ NAMES = {"l2": "disparity (L2)", "clip_score": "CLIP score", "obedience": "obedi
 
 @dataclass(frozen=True)
 class RunSummary:
-    """headline: rows of (what, before, after, ratio), ready to show."""
+    """headline: rows of (what, before, after, ratio), ready to show. failed_checks: names of what held the model."""
 
     run_id: str
     verdict: str
     reason: str
     headline: tuple[tuple[str, str, str, str], ...]
     report: str
+    failed_checks: tuple[str, ...] = ()
 
 
 @task(cache_policy=NO_CACHE)
@@ -36,7 +37,8 @@ def summarize_run(workspace: str, run_id: str, report: str) -> RunSummary:
             name = f"{row['axis'].replace('_', ' ')} {NAMES[row['measure']]}".strip()
             ratio = f"{row['ratio']:.2f} [{row['ratio_low']:.2f}, {row['ratio_high']:.2f}]"
             lines.append((name, f"{row['before']:.3f}", f"{row['after']:.3f}", ratio))
-    return RunSummary(run_id, decision["verdict"], decision["reason"], tuple(lines), report)
+    failed = tuple(check["name"] for check in decision["checks"] if not check["passed"])
+    return RunSummary(run_id, decision["verdict"], decision["reason"], tuple(lines), report, failed)
 
 
 def run_states(place: Workspace) -> list[tuple[str, str, str, str]]:

@@ -1,23 +1,30 @@
 """The processes that compute a step together: a thin layer over accelerate, which is optional."""
 
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from popalign_core.alignment.cache import Share
-from popalign_core.errors import InvalidInput
+from popalign_core.alignment.cache import AlignmentData, Share, order_pairs
+from popalign_core.alignment.objective import number_populations
+from popalign_core.alignment.settings import AlignmentSettings
+from popalign_core.errors import InvalidInput, LostProcess
 
 if TYPE_CHECKING:
     from accelerate import Accelerator  # pyright: ignore[reportMissingTypeStubs]
+
+TEXT_BYTES = 16384
+# Small gradients travel together: a message costs more than its first bytes.
+BUCKET_ELEMENTS = 8_000_000
 
 
 class Processes:
     """One process without an accelerator, its processes with one.
 
     Gradients are averaged here after the backward pass and the model is not wrapped, so that the policy stays the
-    same object in every mode. Raises: InvalidInput for fp16.
+    same object in every mode. Raises: InvalidInput for fp16; every method LostProcess where another one is gone.
     """
 
     def __init__(self, accelerator: "Accelerator | None" = None):
@@ -25,6 +32,11 @@ class Processes:
             raise InvalidInput("fp16 loses the small differences that the objective is made of; use bf16 or no.")
         self._accelerator = accelerator
         self.share = Share() if accelerator is None else Share(accelerator.process_index, accelerator.num_processes)
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this one does what is to be done once: what is written to the disk."""
+        return self.share.rank == 0
 
     def autocast(self) -> AbstractContextManager[None]:
         """The mixed precision of the forward passes."""
@@ -40,12 +52,94 @@ class Processes:
         """Replace every gradient by its mean over the processes; every process must have the same parameters."""
         if self._accelerator is None or self.share.processes == 1:
             return
-        for parameter in parameters:
-            gradient = parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
-            parameter.grad = self._reduce(gradient, "mean")
+        for bucket in _buckets(parameters):
+            for parameter in bucket:
+                parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            gradients = [parameter.grad for parameter in bucket if parameter.grad is not None]
+            means = self._reduce(torch.cat([gradient.flatten() for gradient in gradients]), "mean")
+            start = 0
+            for gradient in gradients:
+                gradient.copy_(means[start : start + gradient.numel()].view(gradient.shape))
+                start += gradient.numel()
+
+    def gather_texts(self, text: str) -> list[str]:
+        """What each process says, by rank; waits for all of them. Longer than TEXT_BYTES in UTF-8 is cut."""
+        if self._accelerator is None:
+            return [text]
+        said = text.encode()[:TEXT_BYTES]
+        row = torch.zeros(1, TEXT_BYTES, dtype=torch.uint8)
+        row[0, : len(said)] = torch.frombuffer(bytearray(said), dtype=torch.uint8) if said else row[0, :0]
+        accelerator, sent = self._accelerator, row.to(self._accelerator.device)
+        rows: Tensor = _together(lambda: accelerator.gather(sent))  # pyright: ignore
+        return [row.numpy().tobytes().rstrip(b"\0").decode(errors="ignore") for row in rows.cpu()]
 
     def _reduce(self, values: Tensor, reduction: str) -> Tensor:
-        if self._accelerator is None:
+        accelerator = self._accelerator
+        if accelerator is None:
             return values
-        reduced: Tensor = self._accelerator.reduce(values, reduction)  # pyright: ignore
-        return reduced
+        return _together(lambda: accelerator.reduce(values, reduction))  # pyright: ignore
+
+
+def require_shares(data: AlignmentData, settings: AlignmentSettings, first_step: int, share: Share) -> None:
+    """What several processes could not compute as one would is refused in all of them, before the first step.
+
+    first_step: finished steps. Raises: InvalidInput.
+    """
+    if share.processes == 1:
+        return
+    units = int(order_pairs(data, settings, first_step)[1].max()) + 1
+    if units < share.processes:
+        raise InvalidInput(
+            f"a step has {units} {'populations' if settings.objective == 'popalign_exact' else 'pairs'} for "
+            f"{share.processes} processes. Raise alignment.pairs_per_step or use fewer processes."
+        )
+    if settings.objective == "popalign_exact":
+        for step in range(first_step, settings.steps):
+            _require_undivided(data, settings, step, share)
+
+
+def _require_undivided(data: AlignmentData, settings: AlignmentSettings, step: int, share: Share) -> None:
+    """Where one order of the populations ends and the next begins, a population may come twice in a step.
+
+    One process takes both for one larger population, under one logarithm; two processes could not.
+    """
+    pairs, units = order_pairs(data, settings, step)
+    populations = [int(population) for population in data.population[pairs]]
+    owners = [int(unit) % share.processes for unit in units]
+    if len(set(zip(populations, owners, strict=True))) > len(set(populations)):
+        raise InvalidInput(
+            f"step {step + 1} has a population twice, which {share.processes} processes would divide: with "
+            f"popalign_exact a step's {int(units.max()) + 1} populations must be a divisor of all "
+            f"{len(number_populations(data.population)[1])}. Change alignment.pairs_per_step, or train in one process."
+        )
+
+
+def _buckets(parameters: Sequence[nn.Parameter]) -> list[list[nn.Parameter]]:
+    """Neighbours of one precision, up to BUCKET_ELEMENTS together; a larger parameter alone."""
+    buckets: list[list[nn.Parameter]] = []
+    size = 0
+    for parameter in parameters:
+        fits = buckets and size + parameter.numel() <= BUCKET_ELEMENTS and buckets[-1][0].dtype == parameter.dtype
+        if not fits:
+            buckets.append([])
+            size = 0
+        buckets[-1].append(parameter)
+        size += parameter.numel()
+    return buckets
+
+
+def _first_sentence(error: RuntimeError) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0].partition(". ")[0]
+
+
+def _together(exchange: Callable[[], Tensor]) -> Tensor:
+    """Runs an exchange between processes. Raises: LostProcess where it cannot end."""
+    try:
+        return exchange()
+    except (torch.OutOfMemoryError, torch.AcceleratorError):
+        raise
+    except RuntimeError as error:
+        raise LostProcess(
+            f"another training process does not answer ({_first_sentence(error)}). It or its host has ended; the "
+            "same call goes on from the last checkpoint."
+        ) from error

@@ -14,7 +14,7 @@ from popalign_core.alignment.adapters import Policy, trainable_parameters
 from popalign_core.alignment.cache import AlignmentData, PairBatch, draw_batch
 from popalign_core.alignment.checkpoint import TrainingState, begin, load_state
 from popalign_core.alignment.objective import DenoisingErrors, alignment_loss, batch_baseline
-from popalign_core.alignment.processes import Processes
+from popalign_core.alignment.processes import Processes, require_shares
 from popalign_core.alignment.safeguard import preserve_winners
 from popalign_core.alignment.settings import AlignmentSettings
 from popalign_core.errors import TrainingDiverged
@@ -72,11 +72,13 @@ def train(
     and settings must be the given ones. resume_from: a folder of `save_state`, for one that does not. accelerator:
     gives the autocast and the exchange between processes; the policy must be on its device. None: one process, the
     policy's own precision.
-    Raises: TrainingDiverged before the update of a step whose loss or gradient is not finite; InvalidInput.
+    Raises: TrainingDiverged before the update of a step whose loss or gradient is not finite; InvalidInput;
+    LostProcess.
     """
     processes = Processes(accelerator)
     if state is None:
         state = begin(policy, settings) if resume_from is None else load_state(policy, settings, resume_from)
+    require_shares(data, settings, state.step, processes.share)
     while state.step < settings.steps:
         yield _advance(state, data, processes)
 

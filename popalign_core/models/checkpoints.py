@@ -13,6 +13,8 @@ EMBEDDED = {
     "emoji-clip": Path(__file__).parent / "emoji" / "judge-clip",
     "emoji-heads": Path(__file__).parent / "emoji" / "judge-residual",
 }
+# Before the path of a folder in the run's workspace, which may lie elsewhere on another host.
+IN_WORKSPACE = "workspace:"
 PICKLE_SUFFIXES = {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
 
 
@@ -49,6 +51,30 @@ def check_adapter(source: str) -> None:
         check_weights(folder)
     elif is_path(source):
         raise ModelNotUsable(f"there is no LoRA folder {source}. A hub id is owner/name.")
+
+
+def check_unet(source: str, pipeline: str) -> None:
+    """A folder holds an SDXL UNet in safetensors that fits the pipeline; one in the workspace passes.
+
+    Raises: ModelNotUsable.
+    """
+    if source.startswith(IN_WORKSPACE):
+        return
+    folder = Path(source)
+    if not folder.is_dir():
+        raise ModelNotUsable(f"there is no UNet folder {source}; UNet2DConditionModel.save_pretrained writes one.")
+    check_weights(folder)
+    config = read_config(folder / "config.json")
+    if config.get("addition_embed_type") != "text_time":
+        raise ModelNotUsable(f"{folder} is no UNet of SDXL: its addition_embed_type is not 'text_time'.")
+    whole = Path(resolve_source(pipeline))
+    own = read_config(whole / "unet" / "config.json") if whole.is_dir() else config
+    for name in ("in_channels", "cross_attention_dim", "projection_class_embeddings_input_dim"):
+        if config.get(name) != own.get(name):
+            raise ModelNotUsable(
+                f"the UNet in {folder} does not fit {pipeline}: its {name} is {config.get(name)}, the pipeline's "
+                f"{own.get(name)}."
+            )
 
 
 def check_image_size(height: int, width: int, vae_levels: int, unet_levels: int) -> None:

@@ -187,6 +187,7 @@ def models():
     return [
         {"run_id": RUN, "model_id": f"round-{number}", "parent_model_id": parent, "objective": "popalign"}
         | {"adapter": "full", "round": number, "seed": 0, "steps": 25, "beta": 500.0, "natural_beta": 0.2441}
+        | {"base_model": "emoji", "base_digest": "0" * 16, "config_digest": "1" * 16, "data_run_id": RUN}
         for number, parent in ((1, "base"), (2, "round-1"), (3, "round-2"))
     ]
 

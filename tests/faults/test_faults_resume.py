@@ -27,8 +27,7 @@ from typer.testing import CliRunner
 from flows.cli import app, main
 from storage.artifacts import ArtifactRef, artifact_digest, committed_keys, verify
 from storage.catalog import query
-from storage.commit import STAGING
-from storage.layout import Workspace
+from storage.layout import STAGING, Workspace
 from storage.schemas import FOLDER, TABLES
 from storage.tables import read_artifact
 

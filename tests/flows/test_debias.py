@@ -5,10 +5,14 @@ from collections.abc import Generator
 from pathlib import Path
 
 import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
+from prefect.client.schemas.objects import FlowRun
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 from prefect.testing.utilities import prefect_test_harness
 
 from flows.debias import debias
+from flows.outcome import HELD, QUALITY_GATE_FAILED, summary_of
 from popalign_core.config import RunConfig, with_settings
 from popalign_core.presets import preset
 from storage.artifacts import artifact_digest, committed_keys, verify
@@ -49,7 +53,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, config: RunConfig) -> Genera
         temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}),
         prefect_test_harness(server_startup_timeout=180),
     ):
-        debias(RUN, "emoji", str(root), config)
+        debias(RUN, "emoji", config=config, workspace=str(root), return_state=True)
         yield Workspace.open(root)
 
 
@@ -102,10 +106,57 @@ def test_the_decision_names_its_checks_and_the_report_stands_alone(place: Worksp
     assert 'src="http' not in page
 
 
+def first_run() -> FlowRun:
+    with get_client(sync_client=True) as client:
+        runs = client.read_flow_runs()
+    return min((run for run in runs if run.name == f"debias {RUN}"), key=lambda run: run.created)
+
+
+def test_a_model_that_is_held_is_no_green_run(place: Workspace) -> None:
+    decision = query(place, "SELECT verdict, reason FROM decisions").to_pylist()[0]
+    assert decision["verdict"] == "hold"  # two steps of training reduce nothing
+    state = first_run().state
+    assert state is not None
+    assert state.is_failed()
+    assert state.name in (HELD, QUALITY_GATE_FAILED)
+    assert decision["reason"] in str(state.message)
+
+
+@pytest.mark.usefixtures("place")
+def test_the_run_can_be_found_by_preset_and_model() -> None:
+    assert {"preset:emoji", "model:emoji"} <= set(first_run().tags)
+
+
+@pytest.mark.usefixtures("place")
+def test_the_run_page_shows_decision_table_and_images() -> None:
+    with get_client(sync_client=True) as client:
+        mine = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[first_run().id]))
+        found = {artifact.key: artifact for artifact in client.read_artifacts(artifact_filter=mine)}
+    summary, table = found[f"popalign-{RUN}-summary"].data, found[f"popalign-{RUN}-disparities"].data
+    assert summary.count("data:image/webp;base64,") == 2
+    assert len(summary) < 1_000_000
+    assert "report.html" in summary
+    rows = json.loads(table)
+    assert {row["model"] for row in rows} == {"base", "round-1"}
+    assert all(row["n"] and row["95% interval"] and row["judge"] for row in rows)
+    assert any(row["sampling floor"] for row in rows)
+
+
+@pytest.mark.usefixtures("place")
+def test_progress_says_how_much_how_fast() -> None:
+    with get_client(sync_client=True) as client:
+        progress = [artifact for artifact in client.read_artifacts() if artifact.type == "progress"]
+    sampling = [artifact for artifact in progress if "sampling base evaluation" in str(artifact.description)]
+    assert len(sampling) == 1
+    assert float(sampling[0].data) == 100
+    assert "8 of 8 images" in str(sampling[0].description)
+    assert "/s" in str(sampling[0].description)
+
+
 def test_calling_it_again_draws_nothing_and_changes_nothing(place: Workspace, config: RunConfig) -> None:
     before = digests(place)
     written = files(place)
-    summary = debias(RUN, "emoji", str(place.root), config)
+    summary = summary_of(debias(RUN, "emoji", config=config, workspace=str(place.root), return_state=True))
     assert digests(place) == before
     assert files(place) == written
     assert Path(summary.report).is_file()

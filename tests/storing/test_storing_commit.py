@@ -9,9 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from storage.artifacts import artifact_digest, committed_keys, is_committed, read_manifest, verify
-from storage.commit import STAGING, crash_point, staged_artifact
+from storage.commit import crash_point, staged_artifact
 from storage.errors import ConflictingArtifact, InvalidName, NotCommitted, StorageFull
-from storage.layout import Workspace
+from storage.layout import STAGING, Workspace
 from storage.tables import write_rows
 
 LIMITED = """

@@ -6,8 +6,8 @@ import pytest
 
 from storage.artifacts import ArtifactRef, artifact_digest, committed_keys, is_committed
 from storage.catalog import query, rebuild_catalog
-from storage.commit import STAGING, staged_artifact
-from storage.layout import Workspace
+from storage.commit import staged_artifact
+from storage.layout import STAGING, Workspace
 from storage.tables import read_table, write_rows
 
 # Needs no pyarrow, and so starts quickly.

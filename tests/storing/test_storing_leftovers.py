@@ -11,7 +11,8 @@ import pytest
 
 from storage import commit
 from storage.artifacts import committed_keys, verify
-from storage.commit import STAGING, staged_artifact
+from storage.commit import staged_artifact
+from storage.layout import STAGING
 from storage.leftovers import remove_leftovers
 from storage.publication import publish_file
 

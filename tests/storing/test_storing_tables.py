@@ -159,6 +159,10 @@ MODEL = {
     "steps": 3,
     "beta": 1.0,
     "natural_beta": None,
+    "base_model": "emoji",
+    "base_digest": "0123456789abcdef",
+    "config_digest": None,
+    "data_run_id": None,
 }
 
 
@@ -187,5 +191,5 @@ def test_older_files_are_read_where_only_nullable_columns_are_new(ref):
 
 def test_newer_files_are_refused(workspace, ref):
     commit_model(ref, version=VERSIONS["models"] + 1)
-    with pytest.raises(WorkspaceTooNew, match=r"models\.parquet has version 2 of table models.*up to 1"):
+    with pytest.raises(WorkspaceTooNew, match=r"models\.parquet has version 3 of table models.*up to 2"):
         read_table(workspace, "night-1", "models")

@@ -17,7 +17,7 @@ from storage.errors import NotCommitted
 from storage.images import decode_image
 from storage.tables import read_artifact
 from tasks import sampling
-from tasks.classification import TooManyUnclassified, check_classified, classify_shard
+from tasks.classification import TooManyUnclassified, attributes_of, check_classified, classify_shard
 from tasks.expansion import write_prompts
 from tasks.run import BASE, read_prompts, reference
 from tasks.sampling import images_missing, plan_shards, sample_shard
@@ -88,7 +88,7 @@ def test_only_input_and_output_is_tried_again(error: Exception, again: bool) -> 
 @pytest.mark.parametrize("role", ["builder", "judge"])
 def test_every_image_gets_one_row_an_axis(written_run, role: str) -> None:
     samples = written_run.commit_samples(BASE, PURPOSE)
-    rows = read_artifact(classify_shard.fn(samples, role, written_run.config), "attributes")
+    rows = read_artifact(classify_shard.fn(attributes_of(samples, role), written_run.config), "attributes")
     wanted = [row["sample_id"] for row in read_artifact(samples, "samples")]
     assert [row["sample_id"] for row in rows] == wanted
     assert {row["axis"] for row in rows} == {AXIS}
@@ -103,7 +103,7 @@ def test_samples_without_their_image_are_refused(written_run) -> None:
     samples = written_run.commit_samples(BASE, PURPOSE)
     (samples.folder / "images.parquet").unlink()
     with pytest.raises(NotCommitted, match="no committed images"):
-        classify_shard.fn(samples, "builder", written_run.config)
+        classify_shard.fn(attributes_of(samples, "builder"), written_run.config)
 
 
 def test_a_base_model_that_cannot_be_read_stops_the_run(written_run) -> None:

@@ -1,0 +1,43 @@
+"""Preferences of a round -> the round's model."""
+
+from prefect import flow
+
+from flows.holding import holding
+from flows.placement import resolved
+from popalign_core.config import RunConfig
+from popalign_core.execution import AUTO, Execution
+from storage.artifacts import ArtifactRef
+from tasks.alignment import align_round
+from tasks.progress import expect
+from tasks.run import reference, run_config
+from tasks.shards import claim_each, missing_models
+
+
+@flow(name="training", flow_run_name="training {run_id} round {round_index}")
+def training(
+    run_id: str,
+    parent_id: str = "base",
+    round_index: int = 1,
+    drawn: int = 1,
+    workspace: str = "",
+    config: RunConfig | None = None,
+    execution: Execution = AUTO,
+) -> ArtifactRef:
+    """Fine-tunes the parent model on a round's preferences; goes on from the last checkpoint.
+
+    Args:
+        run_id: Names the run inside the workspace.
+        parent_id: base, or the model of the round before.
+        round_index: The round, from 1.
+        drawn: The round whose preferences are used; another than the round itself only without redraw.
+        workspace: Folder of the workspace; empty = the worker's own.
+        config: Instead of the configuration that the run was started with.
+        execution: Where the work is done.
+    """
+    settings, execution = run_config(workspace, run_id, config), resolved(execution)
+    with holding(workspace, run_id):
+        preferences = reference(workspace, run_id, "populations", f"round-{drawn}")
+        for _ in claim_each(missing_models(workspace, run_id, round_index)):
+            expect(f"alignment round-{round_index}", settings.alignment.steps, "steps")
+            align_round(preferences, settings, parent_id, round_index)
+    return reference(workspace, run_id, "models", f"round-{round_index}")
