@@ -1,4 +1,4 @@
-# make demo | test | lint | bench | clean. Each creates .venv first, with uv where there is one, else with pip.
+# make demo | test | test-all | lint | bench | clean. Each creates .venv first, with uv where there is one, else with pip.
 #   make PYTHON=/path/to/python3.11 test    another interpreter
 #   make PYTEST="-k seeds" test             arguments for pytest
 
@@ -9,13 +9,17 @@ PYTEST ?=
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test lint bench clean .venv
+.PHONY: demo test test-all lint bench clean .venv
 
 demo: $(INSTALLED)
 	$(BIN)/popalign demo
 
 test: lint
 	$(BIN)/python -m pytest $(PYTEST)
+
+# With the tests that start Prefect's server and workers, kill them, and look at the user interface.
+test-all: lint
+	$(BIN)/python -m pytest -m "not gpu and not benchmark" $(PYTEST)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

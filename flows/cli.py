@@ -1,4 +1,4 @@
-"""The command line: `popalign demo | run | plan | status | sql | report`. `--help` loads neither torch nor Prefect."""
+"""The command line, with the commands of `*_cli.py`. `--help` loads neither torch nor Prefect."""
 
 import logging
 import os
@@ -15,6 +15,7 @@ from rich.table import Table
 
 from flows.registry_cli import export, models, promote, rollback
 from flows.retention_cli import gc, plan
+from flows.services_cli import down, setup, up
 
 if TYPE_CHECKING:
     from popalign_core.execution import Execution
@@ -28,8 +29,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Measures and reduces population-level disparity in text-to-image models.",
 )
-for _command in (plan, gc, models, promote, rollback, export):
-    app.command()(_command)
 console = Console()
 T = TypeVar("T")
 WorkspaceOption = Annotated[Path, typer.Option("--workspace", "-w", help="Folder of the workspace.")]
@@ -101,10 +100,16 @@ def run(
 
 @app.command()
 def status(workspace: WorkspaceOption = Path("workspace")) -> None:
-    """Lists the runs of a workspace and how far each got."""
+    """Shows what `popalign up` runs here, and the runs of a workspace and how far each got."""
+    from flows.services import services_status
     from storage.layout import Workspace
     from tasks.summary import run_states
 
+    if services := services_status():
+        running = Table("process", "pid", "state", "detail")
+        for service in services:
+            running.add_row(service.what, service.pid, service.state, escape(service.detail))
+        console.print(running)
     table = Table("run", "images", "models", "decision")
     for row in run_states(Workspace.open(workspace)):
         table.add_row(*row)
@@ -136,6 +141,10 @@ def report(run_id: str, workspace: WorkspaceOption = Path("workspace")) -> None:
 
     place = Workspace.open(workspace)
     console.print(str(write_report.fn(str(place.root), run_id, run_config(str(place.root), run_id))))
+
+
+for _command in (plan, up, down, setup, models, promote, rollback, export, gc):
+    app.command()(_command)
 
 
 def _split_execution(settings: list[str]) -> "tuple[list[str], Execution]":

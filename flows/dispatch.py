@@ -58,7 +58,7 @@ def dispatch(stage: str, execution: Execution, missing: Missing, name: str, para
         expect(name, left, "pieces")
         with get_client(sync_client=True) as client:
             runs = _active_runs(client, stage, values)
-            for number in range(len(runs), min(left, execution.stage_runs or _workers_online(client))):
+            for number in range(len(runs), _runs_at_once(client, stage, execution, left)):
                 runs.append(_start(stage, f"{name} ({number + 1})", values))
             ended = _wait(client, runs, missing, name)
         _raise_failures(ended)
@@ -72,6 +72,12 @@ def dispatch(stage: str, execution: Execution, missing: Missing, name: str, para
         f"{name}: workers died in each of {len(SECONDS_BEFORE_AGAIN) + 1} attempts, and {len(missing())} pieces are "
         "missing. Look at the log of the last crashed run, then retry this run: what is committed stays."
     )
+
+
+def _runs_at_once(client: SyncPrefectClient, stage: str, execution: Execution, left: int) -> int:
+    if stage == "training":
+        return execution.training_hosts
+    return min(left, execution.stage_runs or _workers_online(client))
 
 
 def _workers_online(client: SyncPrefectClient) -> int:

@@ -11,6 +11,7 @@ from tasks.alignment import align_round
 from tasks.progress import expect
 from tasks.run import reference, run_config
 from tasks.shards import claim_each, missing_models
+from tasks.training_processes import TrainingProcesses
 
 
 @flow(name="training", flow_run_name="training {run_id} round {round_index}")
@@ -37,7 +38,12 @@ def training(
     settings, execution = run_config(workspace, run_id, config), resolved(execution)
     with holding(workspace, run_id):
         preferences = reference(workspace, run_id, "populations", f"round-{drawn}")
-        for _ in claim_each(missing_models(workspace, run_id, round_index)):
+        missing = missing_models(workspace, run_id, round_index)
+        processes = TrainingProcesses(
+            execution.training_processes, execution.training_hosts, execution.training_rendezvous
+        )
+        # Several hosts make the same call and find each other; one host's call keeps others away.
+        for _ in claim_each(missing) if processes.hosts == 1 else missing:
             expect(f"alignment round-{round_index}", settings.alignment.steps, "steps")
-            align_round(preferences, settings, parent_id, round_index)
+            align_round(preferences, settings, parent_id, round_index, processes)
     return reference(workspace, run_id, "models", f"round-{round_index}")

@@ -30,6 +30,13 @@ class Execution(StageConfig):
     training_processes: Annotated[
         int, Field(title="Training processes", ge=1, description="Processes of a training on one machine, one a GPU.")
     ] = 1
+    training_hosts: Annotated[
+        int, Field(title="Training hosts", ge=1, description="Workers, one a host, that train one model together.")
+    ] = 1
+    training_rendezvous: Annotated[
+        str,
+        Field(title="Where hosts meet", description="host:port of one of the training hosts, where there are several."),
+    ] = ""
     ray_address: Annotated[
         str, Field(title="Ray cluster", description="Its address; empty = one on this machine, ended with the run.")
     ] = ""

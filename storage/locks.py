@@ -62,8 +62,11 @@ def claimed(ref: ArtifactRef) -> Generator[bool]:
     with disk_errors(folder):
         make_folder(folder)
     path = folder / f"{ref.table}.{ref.key}.claim"
+    if is_committed(ref):
+        yield False
+        return
     with path.open("a") as stream:
-        if is_committed(ref) or not try_lock(stream):
+        if not try_lock(stream):
             yield False
             return
         # Whoever opened the file before it is removed finds the artifact committed, or does the work once more.

@@ -47,7 +47,9 @@ def check_classified(shards: Sequence[ArtifactRef], role: str, config: RunConfig
             )
 
 
-@task(cache_policy=NO_CACHE, retries=1, retry_condition_fn=passes)
+@task(
+    cache_policy=NO_CACHE, retries=2, retry_delay_seconds=[10, 60], retry_jitter_factor=0.5, retry_condition_fn=passes
+)
 def classify_shard(ref: ArtifactRef, config: RunConfig) -> ArtifactRef:
     """Commits `attributes` of a shard: one row an image and axis. ref: as `attributes_of` gives it."""
     if is_committed(ref):

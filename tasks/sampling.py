@@ -72,7 +72,9 @@ def images_missing(shards: Sequence[ArtifactRef], config: RunConfig) -> int:
     return sum(count for count, shard in zip(sizes, shards, strict=True) if not is_committed(shard))
 
 
-@task(cache_policy=NO_CACHE, retries=2, retry_delay_seconds=5, retry_condition_fn=passes)
+@task(
+    cache_policy=NO_CACHE, retries=2, retry_delay_seconds=[10, 60], retry_jitter_factor=0.5, retry_condition_fn=passes
+)
 def sample_shard(ref: ArtifactRef, config: RunConfig) -> ArtifactRef:
     """Draws one shard and commits `samples` and `images`."""
     if is_committed(ref):

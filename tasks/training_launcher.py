@@ -53,6 +53,7 @@ def main(folder: Path) -> int:
 
 
 def _launch(plan: dict[str, Any], folder: Path) -> None:
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     host, _, port = (plan["rendezvous"] or f"{LOOPBACK}:0").rpartition(":")
@@ -62,6 +63,7 @@ def _launch(plan: dict[str, Any], folder: Path) -> None:
         min_nodes=plan["hosts"],
         max_nodes=plan["hosts"],
         nproc_per_node=plan["per_host"],
+        logs_specs=DefaultLogsSpecs(log_dir=str(folder / "agent")),
         run_id=plan["name"],
         rdzv_backend="c10d",
         rdzv_endpoint=os.environ[STORE_VARIABLE],

@@ -4,7 +4,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
+from popalign_core import sampling
 from popalign_core.errors import InvalidInput
 from popalign_core.models.sdxl import ModelSource, SdxlModel, load_sdxl
 from popalign_core.sampling import ImageRequest, SamplingSettings, sample_images, sampler_fingerprint
@@ -68,3 +70,34 @@ def test_the_fingerprint_names_what_can_move_a_pixel(model: SdxlModel) -> None:
     }
     assert len(prints) == 3
     assert sampler_fingerprint(model, SETTINGS) in prints
+
+
+def test_out_of_memory_halves_the_batch_and_draws_the_same_images(
+    model: SdxlModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests = [request(number) for number in range(6)]
+    whole = draw(model, requests)
+    really, sizes = sampling._draw_batch, []
+
+    def limited(model, rows, empty, seeds, settings, size):
+        sizes.append(len(seeds))
+        if len(seeds) > 2:
+            raise torch.OutOfMemoryError("made up")
+        return really(model, rows, empty, seeds, settings, size)
+
+    monkeypatch.setattr(sampling, "_draw_batch", limited)
+    drawn = [image for batch in sample_images(model, requests, SETTINGS) for image in batch]
+    assert sizes == [4, 2, 2, 2]
+    assert [image.request for image in drawn] == requests
+    assert {image.batch_size for image in drawn} == {2}
+    for image in drawn:
+        assert np.abs(image.pixels.astype(int) - whole[image.request.sample_id]).max() <= 2
+
+
+def test_one_image_that_does_not_fit_is_an_error(model: SdxlModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: object) -> None:
+        raise torch.OutOfMemoryError("made up")
+
+    monkeypatch.setattr(sampling, "_draw_batch", never)
+    with pytest.raises(torch.OutOfMemoryError):
+        draw(model, [request(0)])

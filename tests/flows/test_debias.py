@@ -1,6 +1,7 @@
 """The whole pipeline on the embedded model, cut to a few images and steps: does every stage do its work, once?"""
 
 import json
+import re
 from collections.abc import Generator
 from pathlib import Path
 
@@ -12,12 +13,14 @@ from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settin
 from prefect.testing.utilities import prefect_test_harness
 
 from flows.debias import debias
+from flows.nightly import nightly
 from flows.outcome import HELD, QUALITY_GATE_FAILED, summary_of
 from popalign_core.config import RunConfig, with_settings
 from popalign_core.presets import preset
 from storage.artifacts import artifact_digest, committed_keys, verify
 from storage.catalog import query
 from storage.layout import Workspace
+from storage.registry import current_model
 from storage.schemas import TABLES
 from storage.tables import FOLDER
 
@@ -161,3 +164,21 @@ def test_calling_it_again_draws_nothing_and_changes_nothing(place: Workspace, co
     assert files(place) == written
     assert Path(summary.report).is_file()
     assert json.loads(query(place, "SELECT config_json FROM runs").to_pylist()[0]["config_json"])["seed"] == 0
+
+
+def test_a_night_is_named_by_its_date_and_shows_what_became_of_it(place: Workspace) -> None:
+    settings = [f"{name}={value}" for name, value in SETTINGS.items()]
+    state = nightly(
+        "emoji", start_from="current", promote=True, settings=settings, workspace=str(place.root), return_state=True
+    )
+    assert state.name in (HELD, QUALITY_GATE_FAILED)
+    (night,) = [run_id for run_id in place.run_ids() if run_id != RUN]
+    assert re.fullmatch(r"nightly-emoji-\d{8}", night)
+    # The same settings and seed: the same images as in the run before.
+    same = query(
+        place,
+        f"""SELECT count(*) AS n, count(DISTINCT image_sha256) AS different FROM samples
+        WHERE model_id = 'base' AND run_id IN ('{RUN}', '{night}') GROUP BY sample_id""",
+    ).to_pylist()
+    assert {(row["n"], row["different"]) for row in same} == {(2, 1)}
+    assert current_model(place) is None  # held, so not promoted

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from storage.errors import StorageFull
 from tasks.training_errors import exit_at_once, same_outcome, write_failure
-from tasks.training_processes import ORDER, end_with_parent
+from tasks.training_processes import ORDER, StepFile, end_with_parent
 
 
 def main(folder: Path) -> None:
@@ -24,6 +24,9 @@ def main(folder: Path) -> None:
     processes = Processes(joined("cpu"))
     try:
         with same_outcome(processes):
+            if rank == 0:
+                StepFile(folder).report().say("joined")
+                StepFile(folder).report().advance(3)
             if rank == 1:
                 raise StorageFull(f"the disk of rank {rank} is full")
     except StorageFull as error:
