@@ -8,6 +8,7 @@ import fcntl
 import os
 from collections.abc import Generator
 from contextlib import contextmanager
+from http.client import HTTPException
 from pathlib import Path
 from typing import NamedTuple
 from urllib.request import ProxyHandler, build_opener
@@ -130,7 +131,7 @@ def healthy(port: int, seconds: float = 2.0) -> bool:
         # Without proxies: they are for other hosts.
         with build_opener(ProxyHandler({})).open(f"http://{HOST}:{port}/api/health", timeout=seconds) as answer:
             return answer.read() == b"true"
-    except OSError:
+    except (OSError, HTTPException):
         return False
 
 

@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from http.client import HTTPException
 from typing import Any, Literal
 from urllib.request import ProxyHandler, Request, build_opener
 
@@ -29,7 +30,7 @@ def marked() -> list[psutil.Process]:
     """Processes that services of this folder are or have started."""
     wanted, found = str(services_folder()), list[psutil.Process]()
     for process in psutil.process_iter():
-        if _environment(process).get(MARK) == wanted and process.status() != psutil.STATUS_ZOMBIE:
+        if _environment(process).get(MARK) == wanted and _lives(process):
             found.append(process)
     return found
 
@@ -105,16 +106,23 @@ def _end(
     processes: Callable[[], list[psutil.Process]], seconds: float, hurry: Callable[[], bool] = lambda: False
 ) -> list[int]:
     """Asks each process once to end, since a worker takes a second SIGTERM as a wish to be killed; then kills."""
-    deadline, asked = time.monotonic() + seconds, set[int]()
-    while left := processes():
+    deadline, asked = time.monotonic() + seconds, set[psutil.Process]()
+    # A process that is ending has lost its environment, and the mark with it, but still holds its port.
+    while left := {*processes(), *filter(_lives, asked)}:
         kill = time.monotonic() > deadline or hurry()
         for process in left:
-            if kill or process.pid not in asked:
+            if kill or process not in asked:
                 with suppress(psutil.NoSuchProcess):
                     process.send_signal(signal.SIGKILL if kill else signal.SIGTERM)
-            asked.add(process.pid)
+        asked |= left
         time.sleep(POLL_SECONDS)
-    return list(asked)
+    return [process.pid for process in asked]
+
+
+def _lives(process: psutil.Process) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 def _environment(process: psutil.Process) -> dict[str, str]:
@@ -138,7 +146,7 @@ def _mark_crashed(runs: set[tuple[str, str]], why: str) -> None:
     message = f"the process was ended: {why}. Retry this run: it goes on after the last committed shard."
     for api_url, run in runs:
         address = f"{api_url}/flow_runs/{run}"
-        with suppress(OSError, ValueError):
+        with suppress(OSError, HTTPException, ValueError):
             if _ask(address)["state_type"] in UNFINISHED:
                 state = {"type": "CRASHED", "name": "Crashed", "message": message}
                 _ask(f"{address}/set_state", {"state": state, "force": True})

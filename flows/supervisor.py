@@ -46,8 +46,7 @@ def supervise(plan: Plan, say: Say) -> None:
             say(f"ending {len(left)} processes that an earlier `popalign up` left behind")
             stop_marked("`popalign up` was killed")
         require_free(plan.port)
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, _interrupt)
+        _listen()
         children = children_of(plan)
         try:
             _start(plan, children, say)
@@ -139,6 +138,14 @@ def _stop(say: Say) -> None:
     ended = stop_marked("`popalign up` was stopped", again.is_set)
     remove_record()
     say(f"stopped: {len(ended)} processes in {time.monotonic() - began:.1f} s")
+
+
+def _listen() -> None:
+    # A shell script starts what it sends to the background deaf to SIGINT, and so would be the workers, which turn
+    # SIGTERM into SIGINT. nohup's deafness to SIGHUP is meant.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _interrupt)
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:

@@ -1,15 +1,31 @@
-"""Chromium for the tests of the report, and the made-up rows that tests/core uses as well."""
+"""Chromium for the tests of the report and of Prefect's interface, and the made-up rows that tests/core uses as well."""
 
+import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 from typing import Literal
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from PIL import Image
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Route, sync_playwright
 
 sys.path.append(str(Path(__file__).parents[1] / "core"))
+
+ELSEWHERE = re.compile(r"^\w+://(?!127\.0\.0\.1[:/])")
+# What Prefect 3.8's interface itself does wrong on any server, by address and text of the message.
+FLAWS_OF_PREFECT = (
+    # It calls a host of analytics, whatever the server's settings say; `open_site` lets nothing out.
+    (r"https://sr-client-cfg\.amplitude\.com/", "Failed to load resource"),
+    # It looks for the icons of the browser's tab beside /v2 instead of in it.
+    (r"http://127\.0\.0\.1:\d+/favicon[-\w]*\.(ico|png)$", "404"),
+    (r"http://127\.0\.0\.1:\d+/(scheduled|pending|running|completed|failed|crashed|cancelled)\.svg$", "404"),
+    # On the page of an artifact that no task made, it asks for the task of id "".
+    (r"http://127\.0\.0\.1:\d+/api/task_runs/filter$", "422"),
+)
 
 
 @dataclass
@@ -53,3 +69,49 @@ def open_report(browser: Browser, tmp_path: Path) -> Iterator[Callable[..., Open
     yield opened
     for context in contexts:
         context.close()
+
+
+@pytest.fixture(scope="module")
+def open_site(browser: Browser) -> Iterator[Callable[[str], Opened]]:
+    """Opens an address of this machine. complaints: errors but for Prefect's own flaws; requests: to other hosts."""
+    contexts: list[BrowserContext] = []
+
+    def opened(url: str) -> Opened:
+        context = browser.new_context(
+            viewport={"width": 1280, "height": 900}, locale="en-US", timezone_id="UTC", color_scheme="light"
+        )
+        contexts.append(context)
+        found = Opened(context.new_page())
+
+        def refuse(route: Route) -> None:
+            found.requests.append(route.request.url)
+            route.abort()
+
+        def listen(message: ConsoleMessage) -> None:
+            where = message.location["url"]
+            flaw = any(re.match(url, where) and text in message.text for url, text in FLAWS_OF_PREFECT)
+            if message.type == "error" and not flaw:
+                found.complaints.append(f"{message.text} ({where})")
+
+        context.route(ELSEWHERE, refuse)
+        found.page.on("console", listen)
+        found.page.on("pageerror", lambda error: found.complaints.append(str(error)))
+        found.page.goto(url, wait_until="load")
+        return found
+
+    yield opened
+    for context in contexts:
+        context.close()
+
+
+@pytest.fixture(scope="session")
+def screenshot() -> Callable[[Page, str], None]:
+    """Keeps what a page shows in the folder that POPALIGN_SCREENSHOTS names, if any, in 256 colours: docs/figures."""
+
+    def keep(page: Page, name: str) -> None:
+        if folder := os.environ.get("POPALIGN_SCREENSHOTS"):
+            with Image.open(BytesIO(page.screenshot())) as image:
+                few = image.convert("RGB").quantize(256, dither=Image.Dither.NONE)
+            few.save(Path(folder) / f"{name}.png", optimize=True)
+
+    return keep

@@ -24,7 +24,7 @@ SOURCES = ("flows", "tasks", "popalign_core", "storage", "prefect.yaml", "pyproj
 MARK = "POPALIGN_TEST_STACK"
 
 
-def wait_for(what: str, happened: Callable[[], object], seconds: float = 180) -> None:
+def wait_for(what: str, happened: Callable[[], object], seconds: float = 900) -> None:
     deadline = time.monotonic() + seconds
     while not happened():
         if time.monotonic() > deadline:

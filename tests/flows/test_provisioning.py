@@ -18,6 +18,7 @@ from prefect.variables import Variable
 
 from flows.notifications import FAILED, WITHOUT_PROCESS, zombies
 from flows.provisioning import DEPLOYED_VARIABLE, PLACEMENT_VARIABLE, POOLS, DeployFailed, provision, server_address
+from flows.services_cli import setup
 from popalign_core.errors import InvalidInput
 
 ROOT = Path(__file__).parents[2]
@@ -185,6 +186,13 @@ def test_an_address_without_a_server_is_refused(api_url: str):
         server_address("http://127.0.0.1:9/api")
     with pytest.raises(InvalidInput, match="ends in /api"):
         server_address(api_url.removesuffix("/api"))
+
+
+def test_bad_arguments_are_refused_before_a_server_is_asked(tmp_path: Path):
+    with pytest.raises(InvalidInput, match="'elsewhere' is no placement: workers or process"):
+        setup("elsewhere")
+    with pytest.raises(InvalidInput, match=r"does not hold prefect\.yaml and flows/"):
+        setup(project=tmp_path)
 
 
 def test_the_zombie_automation_knows_every_end_of_a_run():

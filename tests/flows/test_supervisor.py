@@ -61,7 +61,7 @@ def tiny(seconds: float = 0.0) -> dict[str, str]:
     names = ("POPALIGN_WORKSPACE", "CUDA_VISIBLE_DEVICES", "PREFECT_FLOWS_HEARTBEAT_FREQUENCY")
     return {name: os.environ[name] for name in names}
 """
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.timeout(300)
 
 
 @dataclass
@@ -153,10 +153,12 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Generator[Machine]:
 
 
 @pytest.fixture(scope="module")
-def running(machine: Machine) -> Machine:
+def running(machine: Machine) -> Generator[Machine]:
     log = machine.home.parent / "terminal.log"
     with log.open("wb") as output:
-        process = subprocess.Popen(machine.up("--gpu-workers", "1"), cwd=ROOT, stdout=output, stderr=output)
+        # From a shell that makes what it starts deaf to SIGINT, which workers send themselves when they are to end.
+        script = ["bash", "-c", 'trap "" INT; exec "$@"', "bash", *machine.up("--gpu-workers", "1")]
+        process = subprocess.Popen(script, cwd=ROOT, stdout=output, stderr=output)
 
     def ready() -> bool:
         assert process.poll() is None, log.read_text()
@@ -164,7 +166,10 @@ def running(machine: Machine) -> Machine:
         return record is not None and record.ready
 
     wait_for(ready, "all is up", 180)
-    return machine
+    yield machine
+    # Does nothing where a test has stopped it.
+    process.terminate()
+    assert process.wait(60) == 0, log.read_text()
 
 
 @pytest.fixture(scope="module")
@@ -191,19 +196,19 @@ def run(client: SyncPrefectClient, deployment: str, seconds: float, state: State
     return run_id
 
 
+@pytest.mark.slow
 def test_what_runs_listens_on_this_machine_only_and_holds_no_password(running: Machine):
     rows = services_status()
     assert [row.what.split("-")[0] for row in rows] == ["popalign up", "server", "cpu", "gpu0"]
     assert {row.state for row in rows} == {"running"}
     processes = marked()
     assert sorted(role(process) for process in processes) == ["server", "worker", "worker"]
-    addresses = [
-        found.laddr for process in processes for found in process.net_connections() if found.status == "LISTEN"
-    ]
+    sockets = [found for process in processes for found in process.net_connections()]
+    addresses = [found.laddr for found in sockets if found.status == psutil.CONN_LISTEN]
     assert running.port in [address.port for address in addresses]
     assert {address.ip for address in addresses} == {"127.0.0.1"}
 
-    texts = [" ".join(process.cmdline()) for process in psutil.process_iter(["cmdline"]) if process in processes]
+    texts = [" ".join(process.cmdline()) for process in [psutil.Process(int(rows[0].pid)), *processes]]
     texts += [path.read_text() for path in services_folder().iterdir()]
     texts += [json.dumps(process.environ()) for process in processes if role(process) == "worker"]
     assert len(texts) > len(processes)
@@ -211,6 +216,7 @@ def test_what_runs_listens_on_this_machine_only_and_holds_no_password(running: M
     assert (running.home.parent / "secret-name.db").exists()
 
 
+@pytest.mark.slow
 def test_a_second_up_says_what_runs(running: Machine):
     pids = {process.pid for process in marked()}
     again = running.call("up", "--workspace", str(running.workspace))
@@ -224,6 +230,7 @@ def test_a_second_up_says_what_runs(running: Machine):
     assert {process.pid for process in marked()} == pids
 
 
+@pytest.mark.slow
 def test_the_schedule_yields_runs(client: SyncPrefectClient):
     """With a wrong sqlalchemy, all looks well and no run ever comes."""
     found = client.read_deployment_by_name("tiny/nightly")
@@ -237,6 +244,7 @@ def test_the_schedule_yields_runs(client: SyncPrefectClient):
     assert {run.expected_start_time.minute for run in runs} == {30}
 
 
+@pytest.mark.slow
 def test_failures_and_drift_are_told(running: Machine, client: SyncPrefectClient):
     url = f"http://127.0.0.1:{running.port}/api"
     with webhook(running.told) as address:
@@ -272,6 +280,7 @@ def test_failures_and_drift_are_told(running: Machine, client: SyncPrefectClient
     assert len(running.told) == 2
 
 
+@pytest.mark.slow
 def test_what_is_killed_comes_back_and_works(running: Machine, client: SyncPrefectClient):
     killed("server")
     wait_for(lambda: healthy(running.port), "the server answers on its port again")
@@ -291,6 +300,7 @@ def test_what_is_killed_comes_back_and_works(running: Machine, client: SyncPrefe
     assert (state.type, "run" in [role(process) for process in marked()]) == (StateType.CRASHED, False)
 
 
+@pytest.mark.slow
 def test_down_ends_all_and_a_killed_up_leaves_nothing(running: Machine, client: SyncPrefectClient):
     run_id = run(client, "nightly", 200, StateType.RUNNING)
     began = time.monotonic()
@@ -301,6 +311,7 @@ def test_down_ends_all_and_a_killed_up_leaves_nothing(running: Machine, client: 
     assert running.call("down").stdout == "nothing was running\n"
 
     with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         taken.bind(("127.0.0.1", running.port))
         taken.listen()
         refused = subprocess.run(running.up("--detach"), capture_output=True, text=True, cwd=ROOT, check=False)
@@ -317,8 +328,8 @@ def test_down_ends_all_and_a_killed_up_leaves_nothing(running: Machine, client: 
     record = read_record()
     assert record is not None
     os.kill(record.supervisor.pid, signal.SIGKILL)
-    wait_for(lambda: not marked(), "the children of a killed `popalign up` end", 40)
-    assert {row.state for row in services_status()} == {"gone"}
+    wait_for(lambda: {row.state for row in services_status()} == {"gone"}, "the children of a killed `up` end", 40)
+    assert not marked()
 
 
 @pytest.mark.parametrize(
@@ -348,9 +359,7 @@ def test_gpus_are_those_named_by_the_environment_else_by_the_driver(monkeypatch:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert visible_gpus() == []
     driver = tmp_path / "nvidia-smi"
-    driver.write_text(
-        "#!/bin/sh\necho 'GPU 0: H100 (UUID: GPU-1)'\necho '  MIG 1g'\necho 'GPU 1: H100 (UUID: GPU-2)'\n"
-    )
+    driver.write_text("#!/bin/sh\necho 'GPU 0: H100 (UUID: GPU-1)\n  MIG 1g\nGPU 1: H100 (UUID: GPU-2)'\n")
     driver.chmod(0o755)
     assert visible_gpus() == ["0", "1"]
 
