@@ -1,4 +1,4 @@
-"""Chromium for the tests of the report and of Prefect's interface, and the made-up rows that tests/core uses as well."""
+"""Chromium for the tests of the report and of Prefect's interface, and the made-up rows that tests/core uses."""
 
 import os
 import re

@@ -1,7 +1,6 @@
 """Prefect's interface as an operator sees it, on what `popalign up` starts: the form, the run's page, its artifacts."""
 
 import inspect
-import os
 import re
 import socket
 import subprocess
@@ -101,7 +100,10 @@ def _deployment(url: str, name: str) -> str:
 
 
 @pytest.fixture
-def opened(site: Site, open_site: Callable[[str], Opened]) -> Iterator[Callable[[str], Opened]]:
+def opened(
+    site: Site,  # noqa: ARG001 - pages are opened while it runs
+    open_site: Callable[[str], Opened],
+) -> Iterator[Callable[[str], Opened]]:
     """Opens pages that must not complain, but for what a test takes out of `complaints`."""
     pages: list[Opened] = []
 
