@@ -194,5 +194,5 @@ def run_tags(preset: str, config: RunConfig) -> Generator[None]:
     if context is not None and context.flow_run is not None:
         with get_client(sync_client=True) as client:
             client.update_flow_run(context.flow_run.id, tags=sorted({*context.flow_run.tags, *names}))
-    with tags(*names):
+    with tags("popalign", *names):
         yield

@@ -2,19 +2,25 @@
 
 import os
 import re
+import socket
+import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
 from typing import Literal
 
+import httpx
 import pytest
 from PIL import Image
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Route, sync_playwright
 
+from flows.stopping import marked
+
 sys.path.append(str(Path(__file__).parents[1] / "core"))
 
+ROOT = Path(__file__).parents[2]
 ELSEWHERE = re.compile(r"^\w+://(?!127\.0\.0\.1[:/])")
 # What Prefect 3.8's interface itself does wrong on any server, by address and text of the message.
 FLAWS_OF_PREFECT = (
@@ -102,6 +108,47 @@ def open_site(browser: Browser) -> Iterator[Callable[[str], Opened]]:
     yield opened
     for context in contexts:
         context.close()
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where Prefect's interface is. deployment: id of debias/debias."""
+
+    url: str
+    workspace: Path
+    deployment: str
+
+    @property
+    def form(self) -> str:
+        return f"{self.url}/v2/deployments/deployment/{self.deployment}/run"
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Generator[Site]:
+    root = tmp_path_factory.mktemp("operator")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    command = [sys.executable, "-m", "flows.services_cli"]
+    up = [*command, "up", "--detach", "--workspace", str(root / "workspace"), "--port", port]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PREFECT_HOME", str(root / "home"))
+        patch.setenv("CUDA_VISIBLE_DEVICES", "")
+        try:
+            done = subprocess.run(up, cwd=ROOT, capture_output=True, text=True, check=False)
+            assert done.returncode == 0, done
+            url = f"http://127.0.0.1:{port}"
+            # In the night it would take the worker for many minutes.
+            nightly = _deployment(url, "nightly/debias-nightly")
+            httpx.post(f"{url}/api/deployments/{nightly}/pause_deployment").raise_for_status()
+            yield Site(url, root / "workspace", _deployment(url, "debias/debias"))
+        finally:
+            subprocess.run([*command, "down"], cwd=ROOT, capture_output=True, check=True)
+        assert not marked()
+
+
+def _deployment(url: str, name: str) -> str:
+    return str(httpx.get(f"{url}/api/deployments/name/{name}").raise_for_status().json()["id"])
 
 
 @pytest.fixture(scope="session")

@@ -2,11 +2,7 @@
 
 import inspect
 import re
-import socket
-import subprocess
-import sys
-from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import Any, get_args
@@ -14,12 +10,11 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
-from conftest import Opened
+from conftest import Opened, Site
 from PIL import Image
 from playwright.sync_api import Page, expect
 from pydantic import BaseModel
 
-from flows.stopping import marked
 from popalign_core.config import AlignmentConfig, AxisName, RunConfig, SamplingConfig
 from popalign_core.execution import AUTO, Execution
 from popalign_core.presets import PresetName, preset
@@ -28,7 +23,6 @@ from storage.layout import Workspace
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(600)]
 
-ROOT = Path(__file__).parents[2]
 RUN = "from-the-form"
 SETTINGS = (
     "expansion.axes=perceived_gender expansion.max_subjects=2 sampling.steps=2 sampling.batch_size=16 "
@@ -56,47 +50,6 @@ FIELDS = """
     return [label.textContent.slice(0, -' (Optional)'.length), help ? help.textContent : '', value];
   })
 """
-
-
-@dataclass(frozen=True)
-class Site:
-    """Where Prefect's interface is. deployment: id of debias/debias."""
-
-    url: str
-    workspace: Path
-    deployment: str
-
-    @property
-    def form(self) -> str:
-        return f"{self.url}/v2/deployments/deployment/{self.deployment}/run"
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Generator[Site]:
-    root = tmp_path_factory.mktemp("operator")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    command = [sys.executable, "-m", "flows.services_cli"]
-    up = [*command, "up", "--detach", "--workspace", str(root / "workspace"), "--port", port]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PREFECT_HOME", str(root / "home"))
-        patch.setenv("CUDA_VISIBLE_DEVICES", "")
-        try:
-            done = subprocess.run(up, cwd=ROOT, capture_output=True, text=True, check=False)
-            assert done.returncode == 0, done
-            url = f"http://127.0.0.1:{port}"
-            # In the night it would take the worker for many minutes.
-            nightly = _deployment(url, "nightly/debias-nightly")
-            httpx.post(f"{url}/api/deployments/{nightly}/pause_deployment").raise_for_status()
-            yield Site(url, root / "workspace", _deployment(url, "debias/debias"))
-        finally:
-            subprocess.run([*command, "down"], cwd=ROOT, capture_output=True, check=True)
-        assert not marked()
-
-
-def _deployment(url: str, name: str) -> str:
-    return str(httpx.get(f"{url}/api/deployments/name/{name}").raise_for_status().json()["id"])
 
 
 @pytest.fixture
