@@ -5,10 +5,11 @@ from typing import Any, Literal
 
 from prefect import Flow, Task
 from prefect.runtime import deployment
+from prefect.task_runners import TaskRunner
 from prefect.variables import Variable
 
-from flows.cluster import run_on_cluster
 from flows.dispatch import dispatch
+from popalign_core.errors import InvalidInput
 from popalign_core.execution import Execution
 from storage.artifacts import ArtifactRef
 from storage.errors import RunInUse
@@ -36,6 +37,8 @@ def run_stage(stage: Flow[..., Any], execution: Execution, missing: Missing, nam
     """
     if execution.placement == "workers":
         dispatch(stage.name, execution, missing, name, parameters)
+    elif execution.placement == "ray":
+        stage.with_options(task_runner=_ray(execution))(**parameters, execution=execution)
     else:
         stage(**parameters, execution=execution)
     if left := missing():
@@ -48,14 +51,33 @@ def run_stage(stage: Flow[..., Any], execution: Execution, missing: Missing, nam
 def run_shards(
     task: Task[..., Any], shards: Sequence[ArtifactRef], execution: Execution, *arguments: Any, work: str = ""
 ) -> None:
-    """Calls a task for each shard: one after another here, or all at once on a Ray cluster.
+    """Calls a task for each shard: one after another here, all at once where the flow's runner is a cluster.
 
-    work: announced progress that a finished shard of the cluster, which cannot report itself, counts to.
+    work: announced progress that a finished task of a cluster, which cannot report itself, counts to.
     """
     limited = task.with_options(timeout_seconds=execution.shard_timeout_seconds)
-    if execution.placement == "ray":
-        run_on_cluster(limited, shards, execution, arguments, lambda: report_progress(work, 1))
+    if execution.placement != "ray":
+        # Called and not submitted: a thread could neither be timed out nor cancelled.
+        for shard in claim_each(shards):
+            limited(shard, *arguments)
         return
-    # Called and not submitted: a thread could neither be timed out nor cancelled.
-    for shard in claim_each(shards):
-        limited(shard, *arguments)
+    from prefect_ray.context import remote_options
+
+    # Without max_calls Ray ends the process after every task that uses a GPU, and the model with it.
+    with remote_options(num_gpus=execution.gpus_per_shard, max_calls=0):
+        futures = [limited.submit(shard, *arguments) for shard in shards]
+    for future in futures:
+        future.result()
+        report_progress(work, 1)
+
+
+def _ray(execution: Execution) -> TaskRunner[Any]:
+    try:
+        from prefect_ray import RayTaskRunner
+    except ImportError as error:
+        raise InvalidInput(
+            "execution.placement is ray, and prefect-ray is not installed: pip install 'popalign[ray]'."
+        ) from error
+    if execution.ray_address:
+        return RayTaskRunner(address=execution.ray_address)
+    return RayTaskRunner(init_kwargs={"include_dashboard": False})
