@@ -9,6 +9,8 @@ from flows.populations import populations
 from flows.training import training
 from popalign_core.config import RunConfig
 from popalign_core.execution import AUTO, Execution
+from storage.checkpoints import remove_checkpoints
+from storage.layout import Workspace
 from tasks.counterfactuals import write_counterfactuals
 from tasks.populations import has_pairs
 from tasks.run import BASE, run_config
@@ -80,4 +82,6 @@ def _train(run_id: str, workspace: str, settings: RunConfig, execution: Executio
         workspace=workspace,
         config=settings,
     )
+    if settings.alignment.redraw:  # a crash may have come between the commit and the end of the training
+        remove_checkpoints(Workspace.open(workspace), run_id, f"round-{round_index}")
     return f"round-{round_index}"

@@ -96,7 +96,7 @@ def _of_run(site: Site, page: Page) -> Any:
 
 def field(page: Page, name: str) -> Any:
     """The box of a field of the form."""
-    label = page.locator("main label", has_text=re.compile(rf"^{re.escape(name)} \(Optional\)$"))
+    label = page.locator("label", has_text=re.compile(rf"^{re.escape(name)} \(Optional\)$"))
     return page.locator(".group").filter(has=label).last.locator("fieldset").first
 
 
