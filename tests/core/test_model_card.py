@@ -113,7 +113,7 @@ def test_text_cannot_break_a_table(card: str) -> None:
 
 
 def test_before_is_the_model_that_it_was_trained_from(data: ReportData, card: str) -> None:
-    assert "Before: `owner/name`." in card
+    assert "Before: `emoji`." in card
     adapted = [row | {"base_model": "owner/name + workspace:runs/a/models/round-1/lora"} for row in data.models]
     card = render_model_card(replace(data, models=adapted), exported())
     assert "Before: `owner/name + workspace:runs/a/models/round-1/lora`." in card
