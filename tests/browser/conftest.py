@@ -5,6 +5,7 @@ import re
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -141,10 +142,19 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Generator[Site]:
             # In the night it would take the worker for many minutes.
             nightly = _deployment(url, "nightly/debias-nightly")
             httpx.post(f"{url}/api/deployments/{nightly}/pause_deployment").raise_for_status()
+            _wait_for_worker(url)
             yield Site(url, root / "workspace", _deployment(url, "debias/debias"))
         finally:
             subprocess.run([*command, "down"], cwd=ROOT, capture_output=True, check=True)
         assert not marked()
+
+
+def _wait_for_worker(url: str, seconds: float = 120) -> None:
+    """Until the queue is shown as served."""
+    deadline = time.monotonic() + seconds
+    while httpx.get(f"{url}/api/work_pools/popalign-cpu/queues/default").json()["status"] != "READY":
+        assert time.monotonic() < deadline, f"no worker has asked for work within {seconds:.0f} s"
+        time.sleep(0.5)
 
 
 def _deployment(url: str, name: str) -> str:
@@ -158,7 +168,7 @@ def screenshot() -> Callable[[Page, str], None]:
     def keep(page: Page, name: str) -> None:
         if folder := os.environ.get("POPALIGN_SCREENSHOTS"):
             with Image.open(BytesIO(page.screenshot())) as image:
-                few = image.convert("RGB").quantize(256, dither=Image.Dither.NONE)
+                few = image.convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
             few.save(Path(folder) / f"{name}.png", optimize=True)
 
     return keep

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import Any, get_args
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 import httpx
 import pytest
@@ -21,17 +21,19 @@ from popalign_core.presets import PresetName, preset
 from storage.catalog import query
 from storage.layout import Workspace
 
-pytestmark = [pytest.mark.stack, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.stack, pytest.mark.timeout(900)]
+expect.set_options(timeout=30_000)  # a busy machine needs more than the default of 5 s
 
 RUN = "from-the-form"
 SETTINGS = (
     "expansion.axes=perceived_gender expansion.max_subjects=2 sampling.steps=2 sampling.batch_size=16 "
     "sampling.shard_size=32 images.train_neutral=12 images.validation=1 images.evaluation=10 images.trained=1 "
     "images.obedience=1 populations.weighting=even alignment.rounds=1 alignment.steps=2 alignment.pairs_per_step=2 "
-    "assessment.resamples=200"
+    "assessment.resamples=200 assessment.min_reduction=0.9 assessment.max_obedience_drop=1 "
+    "assessment.max_score_drop=1 assessment.max_unknown_rise=1"
 ).split()
 ENDED = re.compile("^(Held|QualityGateFailed|Completed|Failed|Crashed|Cancelled|TimedOut)$")
-DONE_SECONDS = 480
+SECONDS_TO_THE_END = 600
 GREEN = (35, 158, 76)  # of a stage that is completed, in the graph
 
 # Title, help and value of every field, in the form's order. A value of rows or chips is a list.
@@ -83,7 +85,7 @@ def finished(site: Site, open_site: Callable[[str], Opened]) -> str:
     page.get_by_role("button", name="Submit").click()
     page.get_by_role("region", name="Notifications").get_by_role("link", name="View run").click()
     state = page.get_by_role("main").get_by_text(ENDED).first
-    expect(state).to_be_visible(timeout=DONE_SECONDS * 1000)
+    expect(state).to_be_visible(timeout=SECONDS_TO_THE_END * 1000)
     assert state.inner_text() == "Held", _of_run(site, page)
     assert opened.complaints == []
     return page.url.split("?")[0]
@@ -121,12 +123,11 @@ def shown(value: Any) -> Any:
     return value if isinstance(value, str) else f"{value:g}"
 
 
-def follow(opened: Opened, name: str | re.Pattern[str]) -> None:
+def follow(opened: Opened, name: str) -> None:
     """Opens a link's address: Prefect's graph throws where a click leaves its page before it is drawn."""
     address = opened.page.get_by_role("link", name=name).first.get_attribute("href")
     assert address is not None
-    place = urlsplit(opened.page.url)
-    opened.page.goto(f"{place.scheme}://{place.netloc}{address}")
+    opened.page.goto(urljoin(opened.page.url, address))
 
 
 def options(page: Page, name: str) -> list[str]:
@@ -206,9 +207,10 @@ def test_the_page_of_a_run_shows_its_stages_and_why_it_is_held(
 
     page.get_by_role("tab", name="Subflow Runs").click()
     for stage in ("expansion", "alignment", "assessment"):
-        expect(page.get_by_role("listitem").filter(has_text=f"{stage} {RUN}").last).to_contain_text("Completed")
+        listed = page.get_by_role("tabpanel").get_by_role("listitem").filter(has_text=f"{stage} {RUN}").first
+        expect(listed).to_contain_text("Completed")
     page.get_by_role("tab", name="Details").click()
-    expect(page.get_by_role("tabpanel", name="Details")).to_contain_text("at least 0.5 is needed")
+    expect(page.get_by_role("tabpanel", name="Details")).to_contain_text("at least 0.9 is needed")
 
 
 def _wait_for_graph(page: Page) -> None:
@@ -228,15 +230,13 @@ def _wait_for_graph(page: Page) -> None:
 
 
 def test_a_stage_shows_how_far_it_is(finished: str, opened: Callable[[str], Opened]) -> None:
-    run = opened(f"{finished}?tab=SubflowRuns")
-    for stage in ("assessment", "sampling"):
+    run = opened(finished)
+    for stage in (f"assessment {RUN} round-1", f"sampling {RUN} round-1 evaluation"):
         run.page.get_by_role("tab", name="Subflow Runs").click()
-        name = f"{stage} {RUN} " + ("round-1" if stage == "assessment" else "base evaluation")
-        run.page.get_by_role("link", name=name, exact=True).wait_for()
-        follow(run, re.compile(f"^{name}$"))
+        follow(run, stage)
     run.page.get_by_role("tab", name="Artifacts").click()
     progress = run.page.get_by_role("link", name=re.compile("PROGRESS"))
-    expect(progress).to_contain_text("sampling base evaluation: 20 of 20 images in")
+    expect(progress).to_contain_text("sampling round-1 evaluation: 20 of 20 images in")
     expect(progress).to_contain_text("/s")
 
 
@@ -273,7 +273,6 @@ def test_the_table_shows_the_numbers_of_the_catalog(site: Site, finished: str, o
 
 def _artifact(run: Opened, what: str) -> Page:
     """From a run's page to one of its artifacts, by way of the list of its versions."""
-    run.page.get_by_role("link", name=f"popalign-{RUN}-{what}").wait_for()
     follow(run, f"popalign-{RUN}-{what}")
     version = run.page.locator('main a[href*="/artifacts/artifact/"]').first
     version.wait_for()
