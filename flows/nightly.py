@@ -8,7 +8,7 @@ from prefect.runtime import flow_run
 
 from flows.debias import debias
 from flows.holding import holding
-from flows.outcome import HELD, QUALITY_GATE_FAILED
+from flows.outcome import outcome, summary_of
 from popalign_core.execution import AUTO, Execution
 from popalign_core.presets import PresetName, chosen_config
 from tasks.drift import report_drift
@@ -47,8 +47,9 @@ def nightly(
         state: State[Any] = debias(
             run_id, preset_name, config=config, workspace=workspace, execution=execution, return_state=True
         )
-    if state.is_completed() or state.name in (HELD, QUALITY_GATE_FAILED):
-        report_drift(workspace, run_id, series)
-    if promote and state.is_completed():
+    summary = summary_of(state)
+    report_drift(workspace, run_id, series)
+    if promote and summary.verdict == "promote":
         promote_model(workspace, run_id, reason="nightly run")
-    return state
+    # A state of its own: Prefect would sum up the one of debias as "1/1 states failed".
+    return outcome(summary)

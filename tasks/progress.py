@@ -4,13 +4,13 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import cast
 from uuid import UUID
 
 import httpx
-from prefect.artifacts import create_progress_artifact, update_progress_artifact
-from prefect.context import FlowRunContext
+from prefect.artifacts import ProgressArtifact
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from tasks.run_page import show, show_progress
 
 # An update costs the server about 10 ms and three rows.
 SECONDS_BETWEEN_UPDATES = 5.0
@@ -69,11 +69,9 @@ def expect(name: str, total: int, unit: str) -> None:
     work = _known[name] = Work(name, total, unit)
     if _terminal:
         work.bar = _terminal[0].add_task(name, total=total, rate="")
-    if FlowRunContext.get() is not None:
-        # The page of a run is worth less than the run: a server that does not answer stops no work.
-        with suppress(httpx.HTTPError):
-            created = create_progress_artifact(progress=0.0, description=work.describe())
-            work.artifact = cast("UUID", created)  # a coroutine only where an event loop runs
+    # The page of a run is worth less than the run: a server that does not answer stops no work.
+    with suppress(httpx.HTTPError):
+        work.artifact = show(ProgressArtifact(progress=0.0, description=work.describe()))
 
 
 @contextmanager
@@ -96,7 +94,7 @@ def report_progress(name: str, count: int) -> None:
         work.shown = now
         percent = min(100.0, 100 * work.done / max(work.total, 1))
         with suppress(httpx.HTTPError):
-            update_progress_artifact(work.artifact, percent, work.describe())
+            show_progress(work.artifact, percent, work.describe())
 
 
 def _duration(seconds: float) -> str:

@@ -4,13 +4,14 @@ import base64
 import re
 from typing import Any
 
-from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.artifacts import MarkdownArtifact, TableArtifact
 
 from storage.layout import Workspace
 from storage.tables import read_rows
 from tasks.events import DECIDED, emit
 from tasks.reporting import held_out_sheets
 from tasks.run import BASE
+from tasks.run_page import show
 from tasks.summary import RunSummary
 
 # The server takes 4 MB; a page stays quick below one.
@@ -29,15 +30,19 @@ def publish_run(workspace: str, run_id: str, summary: RunSummary) -> None:
     place = Workspace.open(workspace)
     decision = read_rows(place, run_id, "decisions")[0]
     sheet = _sheet(place, run_id, decision["model_id"])
-    create_markdown_artifact(
-        key=artifact_key(run_id, "summary"),
-        markdown=_summary(place, run_id, summary, sheet),
-        description=f"{run_id}: {summary.verdict}",
+    show(
+        MarkdownArtifact(
+            key=artifact_key(run_id, "summary"),
+            markdown=_summary(place, run_id, summary, sheet),
+            description=f"{run_id}: {summary.verdict}",
+        )
     )
-    create_table_artifact(
-        key=artifact_key(run_id, "disparities"),
-        table=_disparities(place, run_id),
-        description="Disparities of held-out neutral prompts: mean over prompts, 95% interval, sampling floor.",
+    show(
+        TableArtifact(
+            key=artifact_key(run_id, "disparities"),
+            table=_disparities(place, run_id),
+            description="Disparities of held-out neutral prompts: mean over prompts, 95% interval, sampling floor.",
+        )
     )
     facts = {name: decision[name] for name in ("run_id", "base_model_id", "model_id", "verdict", "reason")}
     emit(DECIDED, run_id, f"decision.{decision['model_id']}", {**facts, "failed_checks": list(summary.failed_checks)})

@@ -166,6 +166,7 @@ def test_calling_it_again_draws_nothing_and_changes_nothing(place: Workspace, co
     assert json.loads(query(place, "SELECT config_json FROM runs").to_pylist()[0]["config_json"])["seed"] == 0
 
 
+@pytest.mark.timeout(600)
 def test_a_night_is_named_by_its_date_and_shows_what_became_of_it(place: Workspace) -> None:
     settings = [f"{name}={value}" for name, value in SETTINGS.items()]
     state = nightly(

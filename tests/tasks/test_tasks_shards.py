@@ -94,14 +94,22 @@ def test_a_start_removes_claims_of_the_dead_alone(pieces: list[ArtifactRef]) -> 
         assert [path.name for path in staging.glob("*.claim")] == [f"timings.{pieces[0].key}.claim"]
 
 
-def test_two_writers_of_one_shard_do_no_harm(pieces: list[ArtifactRef]) -> None:
+def make_and_say(ref: ArtifactRef, made: Path) -> None:
+    make(ref)
+    with made.open("a") as stream:
+        stream.write("made\n")
+
+
+def test_two_writers_of_one_shard_do_no_harm(pieces: list[ArtifactRef], tmp_path: Path) -> None:
     """Where locks do not reach (a network disk), both make it; the second finds it committed."""
-    writers = [PROCESSES.Process(target=make, args=(pieces[0],)) for _ in range(4)]
+    made = tmp_path / "made.txt"
+    writers = [PROCESSES.Process(target=make_and_say, args=(pieces[0], made)) for _ in range(4)]
     for writer in writers:
         writer.start()
     for writer in writers:
         writer.join(60)
-    assert [writer.exitcode for writer in writers] == [0, 0, 0, 0]
+    # No exit codes: a fork of a process that has run flows fails in Prefect's own clearing up, after all is done.
+    assert made.read_text().split() == ["made"] * 4
     assert is_committed(pieces[0])
 
 
