@@ -104,14 +104,19 @@ class Stack:
         process.wait(30)
 
     def run_processes(self, worker: str) -> list[tuple[int, str]]:
-        """Process id and flow run id of what a worker runs."""
+        """Process id and flow run id of what a worker runs; processes that a run started itself are left out."""
         found: list[tuple[int, str]] = []
-        for path in Path("/proc").glob("[0-9]*/environ"):
+        for process in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):
-                values = dict(part.split("=", 1) for part in path.read_bytes().decode().split("\0") if "=" in part)
+                values = dict(
+                    part.split("=", 1)
+                    for part in (process / "environ").read_bytes().decode().split("\0")
+                    if "=" in part
+                )
                 mine = values.get(MARK) == self.folder.name and values.get("CUDA_VISIBLE_DEVICES") == worker
-                if mine and "PREFECT__FLOW_RUN_ID" in values:
-                    found.append((int(path.parent.name), values["PREFECT__FLOW_RUN_ID"]))
+                engine = b"prefect.engine" in (process / "cmdline").read_bytes()
+                if mine and engine and "PREFECT__FLOW_RUN_ID" in values:
+                    found.append((int(process.name), values["PREFECT__FLOW_RUN_ID"]))
         return found
 
     @contextmanager

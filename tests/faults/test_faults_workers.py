@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 from conftest import Stack, wait_for
@@ -66,28 +67,26 @@ def start(stack: Stack, root: Path, **changes: object) -> FlowRun:
         return client.create_flow_run_from_deployment(deployment.id, parameters=parameters)
 
 
-def state_of(stack: Stack, run: FlowRun) -> str:
+def state_of(stack: Stack, run_id: UUID) -> str:
     with stack.client() as client:
-        return str(client.read_flow_run(run.id).state_name)
+        return str(client.read_flow_run(run_id).state_name)
 
 
 def process_of(stack: Stack, stage: str) -> tuple[int, str] | None:
-    """A process on a GPU worker that runs a stage, and the worker's name."""
+    """A process on a GPU worker that runs a stage, and the id of its run."""
     runs = {str(run.id) for run in stack.named(stage) if run.state_name == "Running"}
-    for worker in ("gpu0", "gpu1"):
-        for pid, run_id in stack.run_processes(worker):
-            if run_id in runs:
-                return pid, worker
-    return None
+    found = [hit for worker in ("gpu0", "gpu1") for hit in stack.run_processes(worker) if hit[1] in runs]
+    return found[0] if found else None
 
 
-def kill_when(stack: Stack, stage: str, begun: Callable[[], bool]) -> str:
-    """SIGKILLs a process of a stage once it has begun; returns its worker."""
+def kill_when(stack: Stack, stage: str, begun: Callable[[], bool]) -> None:
+    """SIGKILLs a process of a stage once it has begun, and waits until its worker has noticed."""
     wait_for(f"a commit of {stage}", begun)
     found: list[tuple[int, str]] = []
     wait_for(f"a process of {stage}", lambda: found.append(hit) if (hit := process_of(stack, stage)) else found)
-    os.kill(found[0][0], signal.SIGKILL)
-    return found[0][1]
+    pid, run_id = found[0]
+    os.kill(pid, signal.SIGKILL)
+    wait_for(f"the crash of {stage}", lambda: state_of(stack, UUID(run_id)) == "Crashed", 180)
 
 
 def committed(root: Path, pattern: str) -> bool:
@@ -117,11 +116,13 @@ def test_disturbed_in_every_stage_it_ends_with_the_same_artifacts(stack: Stack, 
     wait_for("evaluation", lambda: committed(root, "samples/base.evaluation.*/manifest.json"), 600)
     ((parent, _),) = [hit for hit in stack.run_processes("cpu") if hit[1] == str(run.id)][:1]
     os.kill(parent, signal.SIGKILL)
-    wait_for("the crash", lambda: state_of(stack, run) == "Crashed")
+    wait_for("the crash", lambda: state_of(stack, run.id) == "Crashed")
     with stack.client() as client:  # what Retry on the run's page does
         client.set_flow_run_state(run.id, Scheduled(name="AwaitingRetry"), force=True)
-    wait_for("the decision", lambda: state_of(stack, run) in ("Held", "QualityGateFailed", "Completed", "Failed"), 900)
-    assert state_of(stack, run) in ("Held", "QualityGateFailed", "Completed")
+    wait_for(
+        "the decision", lambda: state_of(stack, run.id) in ("Held", "QualityGateFailed", "Completed", "Failed"), 900
+    )
+    assert state_of(stack, run.id) in ("Held", "QualityGateFailed", "Completed")
     assert digests(root) == undisturbed
     assert not [
         path for path in (root / "runs" / RUN / STAGING).iterdir() if path.suffix != ".claim" and path.name != "lock"
@@ -137,13 +138,13 @@ def test_cancelled_it_stops_within_thirty_seconds_and_can_go_on(stack: Stack, un
     wait_for("the end of all processes", lambda: not any(map(stack.run_processes, ("cpu", "gpu0", "gpu1"))), 30)
     done = digests(root)
     assert done.items() < undisturbed.items()
-    wait_for("the state", lambda: state_of(stack, run) == "Cancelled")
+    wait_for("the state", lambda: state_of(stack, run.id) == "Cancelled")
     time.sleep(3)
     assert digests(root) == done
     # The same run id goes on, here in one process.
     again = start(stack, root, execution={"placement": "process"})
     wait_for(
-        "the decision", lambda: state_of(stack, again) in ("Held", "QualityGateFailed", "Completed", "Failed"), 600
+        "the decision", lambda: state_of(stack, again.id) in ("Held", "QualityGateFailed", "Completed", "Failed"), 600
     )
     assert digests(root) == undisturbed
 
@@ -157,7 +158,7 @@ def test_a_second_run_of_the_same_id_is_refused_by_name(stack: Stack) -> None:
         second = client.create_flow_run_from_deployment(
             deployment.id, parameters={"run_id": RUN, "workspace": str(root)}
         )
-    wait_for("the refusal", lambda: state_of(stack, second) == "Failed", 120)
+    wait_for("the refusal", lambda: state_of(stack, second.id) == "Failed", 120)
     with stack.client() as client:
         state = client.read_flow_run(second.id).state
         client.set_flow_run_state(first.id, Cancelling())

@@ -93,8 +93,12 @@ def test_the_nightly_run_has_a_schedule_that_an_operator_can_pause():
     # `active: true` would start a paused schedule again with the next deploy.
     assert "active" not in schedule
     assert {"preset_name", "model"} <= nightly["parameters"].keys()
-    assert nightly["concurrency_limit"]["limit"] == 1
     load_flow(nightly).validate_parameters(nightly["parameters"])
+
+
+def test_a_restart_of_the_server_ends_no_run():
+    """Leases of a concurrency limit are lost with it, and Prefect 3.8 then ends the run that held one."""
+    assert not [deployment["name"] for deployment in DEPLOYMENTS if "concurrency_limit" in deployment]
 
 
 @pytest.mark.parametrize(
