@@ -18,7 +18,7 @@ from prefect.client.schemas.objects import FlowRun, StateType, WorkerStatus
 from prefect.context import TagsContext
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound
-from prefect.states import Cancelling
+from prefect.states import Cancelled, Cancelling
 from pydantic import TypeAdapter
 
 from popalign_core.errors import InvalidInput, PopalignError
@@ -30,6 +30,8 @@ GPU_POOL = "popalign-gpu"
 GPU_DEPLOYMENT = "gpu"
 POLL_SECONDS = 2.0
 SECONDS_BEFORE_AGAIN = (5.0, 30.0, 120.0)
+# For a run whose work is done to say so: of a host that is gone nobody will, until it is marked as crashed.
+SECONDS_TO_END = 30.0
 ACTIVE = [StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING, StateType.PAUSED]
 Missing = Callable[[], Sequence[ArtifactRef]]
 
@@ -115,23 +117,28 @@ def _active_runs(client: SyncPrefectClient, stage: str, values: dict[str, Any]) 
 
 
 def _wait(client: SyncPrefectClient, runs: Sequence[FlowRun], missing: Missing, name: str) -> list[FlowRun]:
-    """The runs once all are over; cancels them if this process is stopped meanwhile."""
-    left, open_runs, ended = len(missing()), {run.id: run for run in runs}, list[FlowRun]()
+    """The runs that ended, once all have or nothing is left to do; if this process is stopped, it cancels them."""
+    left, open_runs, ended, done_at = len(missing()), {run.id: run for run in runs}, list[FlowRun](), None
     try:
-        while open_runs:
+        while open_runs and (done_at is None or time.monotonic() - done_at < SECONDS_TO_END):
             time.sleep(POLL_SECONDS)
             for run_id in list(open_runs):
-                run = _read(client, open_runs[run_id])
+                open_runs[run_id] = run = _read(client, open_runs[run_id])
                 if run.state is not None and run.state.is_final():
                     ended.append(run)
                     del open_runs[run_id]
             still = len(missing())
             report_progress(name, left - still)
             left = still
+            if not left and done_at is None:
+                done_at = time.monotonic()
     except BaseException:
         for run_id in open_runs:
             client.set_flow_run_state(run_id, Cancelling(message="the run that started this one was stopped"))
         raise
+    for run in open_runs.values():
+        if run.state is not None and run.state.is_scheduled():
+            client.set_flow_run_state(run.id, Cancelled(message="others did its work before a worker took it"))
     return ended
 
 
