@@ -25,10 +25,13 @@ MARK = "POPALIGN_TEST_STACK"
 
 
 def wait_for(what: str, happened: Callable[[], object], seconds: float = 900) -> None:
-    deadline = time.monotonic() + seconds
-    while not happened():
+    """A server that does not answer has said nothing yet."""
+    deadline, seen = time.monotonic() + seconds, None
+    while not seen:
         if time.monotonic() > deadline:
             raise TimeoutError(f"{what} did not happen within {seconds:.0f} s")
+        with suppress(httpx.HTTPError):
+            seen = happened()
         time.sleep(0.2)
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from uuid import UUID
 
+import psutil
 import pytest
 from conftest import Stack, wait_for
 from prefect.client.schemas.objects import FlowRun
@@ -75,35 +76,37 @@ def state_of(stack: Stack, run_id: UUID) -> str:
         return str(client.read_flow_run(run_id).state_name)
 
 
-def process_of(stack: Stack, stage: str) -> tuple[int, str] | None:
-    """A process on a GPU worker that runs a stage, and the id of its run."""
-    runs = {str(run.id) for run in stack.named(stage) if run.state_name == "Running"}
+def process_of(stack: Stack, name: str) -> tuple[int, str] | None:
+    """A process on a GPU worker that runs a stage, and the id of its run. name: how those runs' names begin."""
+    runs = {str(run.id) for run in stack.named(name) if run.state_name == "Running"}
     found = [hit for worker in GPU_WORKERS for hit in stack.run_processes(worker) if hit[1] in runs]
     return found[0] if found else None
 
 
-def kill_when(stack: Stack, stage: str, begun: Callable[[], bool]) -> None:
+def found_at_work(stack: Stack, name: str, begun: Callable[[], bool]) -> tuple[int, UUID]:
+    """Such a process, once something was committed; looked for first, since asking takes longer than a stage."""
+    found: list[tuple[int, str]] = []
+    wait_for(f"a process of {name}", lambda: found.append(hit) if (hit := process_of(stack, name)) else found)
+    wait_for(f"a commit of {name}", begun)
+    return found[0][0], UUID(found[0][1])
+
+
+def kill_when(stack: Stack, name: str, begun: Callable[[], bool]) -> None:
     """SIGKILLs a process of a stage once it has begun, and waits until its worker has noticed."""
-    wait_for(f"a commit of {stage}", begun)
-    found: list[tuple[int, str]] = []
-    wait_for(f"a process of {stage}", lambda: found.append(hit) if (hit := process_of(stack, stage)) else found)
-    pid, run_id = found[0]
+    pid, run_id = found_at_work(stack, name, begun)
     os.kill(pid, signal.SIGKILL)
-    wait_for(f"the crash of {stage}", lambda: state_of(stack, UUID(run_id)) == "Crashed", 180)
+    wait_for(f"the crash of {name}", lambda: state_of(stack, run_id) == "Crashed", 180)
 
 
-def kill_worker_when(stack: Stack, stage: str, begun: Callable[[], bool]) -> UUID:
+def kill_worker_when(stack: Stack, name: str, begun: Callable[[], bool]) -> UUID:
     """SIGKILLs a worker with all that it runs: nobody is left to say that it died. Then starts the worker again."""
-    wait_for(f"a commit of {stage}", begun)
-    found: list[tuple[int, str]] = []
-    wait_for(f"a process of {stage}", lambda: found.append(hit) if (hit := process_of(stack, stage)) else found)
-    _, run_id = found[0]
-    (worker,) = [name for name in GPU_WORKERS if any(hit[1] == run_id for hit in stack.run_processes(name))]
-    stack.kill(worker, group=True)
-    for pid, _ in stack.run_processes(worker):
-        os.kill(pid, signal.SIGKILL)
+    pid, run_id = found_at_work(stack, name, begun)
+    parent = psutil.Process(pid).ppid()
+    (worker,) = [name for name in GPU_WORKERS if stack.processes[name].pid == parent]
+    stack.kill(worker, group=True)  # first, so that it cannot say that the run's process died
+    os.kill(pid, signal.SIGKILL)
     stack.launch_worker(worker, "popalign-gpu", 1)
-    return UUID(run_id)
+    return run_id
 
 
 def committed(root: Path, pattern: str) -> bool:
@@ -113,16 +116,18 @@ def committed(root: Path, pattern: str) -> bool:
 def test_disturbed_in_every_stage_it_ends_with_the_same_artifacts(stack: Stack, undisturbed: dict[str, str]) -> None:
     root = stack.folder / "disturbed"
     run = start(stack, root)
-    silent = kill_worker_when(stack, "sampling", lambda: committed(root, "samples/base.round-1.*/manifest.json"))
+    silent = kill_worker_when(
+        stack, f"sampling {RUN} base round-1", lambda: committed(root, "samples/base.round-1.*/manifest.json")
+    )
     with stack.locked_database():
         time.sleep(5)
-    kill_when(stack, "classification", lambda: True)
+    kill_when(stack, f"classification {RUN} base round-1", lambda: True)
     # The server is gone for a while, in the middle of a stage.
     wait_for("counterfactuals", lambda: committed(root, "counterfactuals/*/manifest.json"))
     stack.kill("server")
     time.sleep(5)
     stack.launch_server()
-    kill_when(stack, "training", lambda: committed(root, ".checkpoints/round-1/*"))
+    kill_when(stack, f"training {RUN} round 1", lambda: committed(root, ".checkpoints/round-1/*"))
     wait_for("the model", lambda: committed(root, "models/round-1/manifest.json"), 600)
     # Between stages, the worker alone.
     stack.kill("gpu1")
