@@ -22,6 +22,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 ROOT = Path(__file__).parents[2]
 SOURCES = ("flows", "tasks", "popalign_core", "storage", "prefect.yaml", "pyproject.toml")
 MARK = "POPALIGN_TEST_STACK"
+GPU_WORKERS = ("gpu0", "gpu1")
 
 
 def wait_for(what: str, happened: Callable[[], object], seconds: float = 900) -> None:
@@ -91,10 +92,16 @@ class Stack:
         self.launch("server", "server", "start", "--host", "127.0.0.1", "--port", str(self.port))
         wait_for("the server's health", self.healthy)
 
-    def launch_worker(self, name: str, pool: str, limit: int) -> None:
-        self.launch(
-            name, "worker", "start", "--pool", pool, "--name", name, "--limit", str(limit), CUDA_VISIBLE_DEVICES=name
-        )
+    def launch_worker(self, name: str, pool: str, limit: int, **more: str) -> None:
+        arguments = ("--pool", pool, "--name", name, "--limit", str(limit))
+        self.launch(name, "worker", "start", *arguments, CUDA_VISIBLE_DEVICES=name, **more)
+
+    def new_gpu_workers(self, **more: str) -> None:
+        """SIGKILLs the GPU workers that are there, not what they run, and starts others."""
+        for name in GPU_WORKERS:
+            if name in self.processes:
+                self.kill(name)
+            self.launch_worker(name, "popalign-gpu", 1, **more)
 
     def healthy(self) -> bool:
         with suppress(httpx.HTTPError):
@@ -103,6 +110,8 @@ class Stack:
 
     def kill(self, name: str, *, group: bool = False) -> None:
         process = self.processes[name]
+        if process.poll() is not None:
+            return
         (os.killpg if group else os.kill)(process.pid, signal.SIGKILL)
         process.wait(30)
 
@@ -165,8 +174,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Generator[Stack]:
         command = [sys.executable, "-m", "flows.services_cli", "setup", "workers"]
         subprocess.run(command, env=running.environment(), cwd=folder / "checkout", check=True, timeout=300)
         running.launch_worker("cpu", "popalign-cpu", 4)
-        for name in ("gpu0", "gpu1"):
-            running.launch_worker(name, "popalign-gpu", 1)
+        running.new_gpu_workers()
         yield running
     finally:
         running.stop()
