@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, lru_cache
 from math import ceil, prod
 
 from prefect import task
@@ -18,25 +18,37 @@ from popalign_core.seeds import sample_seed
 from storage.artifacts import ArtifactRef, is_committed
 from storage.commit import staged_artifact
 from storage.images import FORMAT, encode_image
+from storage.layout import Workspace
 from storage.tables import read_artifact, write_rows
 from tasks.events import announce_commit
 from tasks.progress import progress_of
 from tasks.run import loaded_model, model_source, passes, read_prompts, reference, sampling_settings, timed
 
 
-def planned_requests(workspace: str, run_id: str, config: RunConfig, model_id: str, purpose: str) -> list[ImageRequest]:
+def planned_requests(
+    workspace: str, run_id: str, config: RunConfig, model_id: str, purpose: str
+) -> tuple[ImageRequest, ...]:
     """What a purpose ("evaluation", "round-2", "counterfactual-2", ...) draws, in the order that shards cut."""
+    root = str(Workspace.open(workspace).root)
+    return _planned(root, run_id, config, model_id, purpose)  # pyright: ignore[reportArgumentType] - frozen, so hashable
+
+
+# Every shard asks for the whole plan, and what the plan is made of never changes once it is committed.
+@lru_cache(maxsize=2)
+def _planned(workspace: str, run_id: str, config: RunConfig, model_id: str, purpose: str) -> tuple[ImageRequest, ...]:
     name, _, round_index = purpose.partition("-")
     prompts = read_prompts(workspace, run_id)
     if name == "counterfactual":
         planned = reference(workspace, run_id, "counterfactuals", f"round-{round_index}")
-        return _counterfactual_requests(planned, prompts, config.seed)
-    return image_requests(
-        prompts,
-        slices(name, config.images, int(round_index or 1)),
-        model_id=model_id,
-        run_seed=config.seed,
-        cells=prod(len(AXES[axis].groups) for axis in config.expansion.axes),
+        return tuple(_counterfactual_requests(planned, prompts, config.seed))
+    return tuple(
+        image_requests(
+            prompts,
+            slices(name, config.images, int(round_index or 1)),
+            model_id=model_id,
+            run_seed=config.seed,
+            cells=prod(len(AXES[axis].groups) for axis in config.expansion.axes),
+        )
     )
 
 
