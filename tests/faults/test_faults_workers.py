@@ -31,8 +31,8 @@ OWN_TO_A_RUN = {"starts", "timings"}
 SETTINGS = (
     "device=cpu expansion.axes=perceived_gender expansion.max_subjects=2 sampling.steps=10 sampling.batch_size=8 "
     "sampling.shard_size=8 images.train_neutral=24 images.validation=4 images.evaluation=4 images.trained=1 "
-    "images.obedience=2 populations.weighting=even alignment.rounds=1 alignment.steps=8 alignment.pairs_per_step=2 "
-    "alignment.checkpoint_steps=1 assessment.resamples=200"
+    "images.obedience=2 populations.weighting=even alignment.rounds=1 alignment.steps=80 alignment.pairs_per_step=2 "
+    "alignment.checkpoint_steps=4 assessment.resamples=200"
 ).split()
 
 
