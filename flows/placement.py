@@ -1,21 +1,23 @@
 """Where a stage runs: in this process, on a Ray cluster, or as runs of its deployment on workers. The one switch."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 from prefect import Flow, Task
 from prefect.runtime import deployment
-from prefect.task_runners import TaskRunner
 from prefect.variables import Variable
 
 from flows.dispatch import dispatch
-from popalign_core.errors import InvalidInput
 from popalign_core.execution import Execution
-from storage.artifacts import ArtifactRef
+from storage.artifacts import ArtifactRef, is_committed
 from storage.errors import RunInUse
+from storage.tables import read_artifact
 from tasks.progress import report_progress
 from tasks.shards import claim_each
 
+# The stages that call run_shards. The others, which run here, want the GPUs' memory.
+FAN_OUT = ("sampling", "classification")
 PLACEMENT_VARIABLE = "popalign_placement"
 Missing = Callable[[], Sequence[ArtifactRef]]
 
@@ -37,9 +39,11 @@ def run_stage(stage: Flow[..., Any], execution: Execution, missing: Missing, nam
     """
     if execution.placement == "workers":
         dispatch(stage.name, execution, missing, name, parameters)
-    elif execution.placement == "ray":
-        stage.with_options(task_runner=_ray(execution))(**parameters, execution=execution)
     else:
+        if execution.placement == "ray" and stage.name not in FAN_OUT:
+            from flows.cluster import disconnect
+
+            disconnect()
         stage(**parameters, execution=execution)
     if left := missing():
         raise RunInUse(
@@ -51,9 +55,9 @@ def run_stage(stage: Flow[..., Any], execution: Execution, missing: Missing, nam
 def run_shards(
     task: Task[..., Any], shards: Sequence[ArtifactRef], execution: Execution, *arguments: Any, work: str = ""
 ) -> None:
-    """Calls a task for each shard: one after another here, all at once where the flow's runner is a cluster.
+    """Calls a task for each shard: one after another here, all at once on a Ray cluster.
 
-    work: announced progress that a finished task of a cluster, which cannot report itself, counts to.
+    work: announced progress that a finished shard counts to on a cluster, whose processes cannot report it themselves.
     """
     limited = task.with_options(timeout_seconds=execution.shard_timeout_seconds)
     if execution.placement != "ray":
@@ -61,23 +65,13 @@ def run_shards(
         for shard in claim_each(shards):
             limited(shard, *arguments)
         return
-    from prefect_ray.context import remote_options
+    # Only then: it loads much that other placements do not need.
+    from flows.cluster import run_on_cluster
 
-    # Without max_calls Ray ends the process after every task that uses a GPU, and the model with it.
-    with remote_options(num_gpus=execution.gpus_per_shard, max_calls=0):
-        futures = [limited.submit(shard, *arguments) for shard in shards]
-    for future in futures:
-        future.result()
-        report_progress(work, 1)
+    run_on_cluster(limited, shards, execution, arguments, lambda shard: report_progress(work, _items(shard)))
 
 
-def _ray(execution: Execution) -> TaskRunner[Any]:
-    try:
-        from prefect_ray import RayTaskRunner
-    except ImportError as error:
-        raise InvalidInput(
-            "execution.placement is ray, and prefect-ray is not installed: pip install 'popalign[ray]'."
-        ) from error
-    if execution.ray_address:
-        return RayTaskRunner(address=execution.ray_address)
-    return RayTaskRunner(init_kwargs={"include_dashboard": False})
+def _items(shard: ArtifactRef) -> int:
+    """How many images a shard is of, by the record of its making."""
+    timing = replace(shard, table="timings", key=f"{shard.table}-{shard.key}")
+    return read_artifact(timing, "timings")[0]["items"] if is_committed(timing) else 0
