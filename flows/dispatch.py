@@ -21,12 +21,12 @@ from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelled, Cancelling
 from pydantic import TypeAdapter
 
+from flows.pools import GPU_POOL
 from popalign_core.errors import InvalidInput, PopalignError
 from popalign_core.execution import Execution
 from storage.artifacts import ArtifactRef
 from tasks.progress import expect, report_progress
 
-GPU_POOL = "popalign-gpu"
 GPU_DEPLOYMENT = "gpu"
 POLL_SECONDS = 2.0
 SECONDS_BEFORE_AGAIN = (5.0, 30.0, 120.0)

@@ -9,8 +9,6 @@ from pathlib import Path
 from flows.services import HOST
 from popalign_core.errors import InvalidInput
 
-CPU_POOL, GPU_POOL = "popalign-cpu", "popalign-gpu"
-
 
 @dataclass(frozen=True)
 class Plan:

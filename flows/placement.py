@@ -9,6 +9,7 @@ from prefect.runtime import deployment
 from prefect.variables import Variable
 
 from flows.dispatch import dispatch
+from flows.pools import PLACEMENT_VARIABLE
 from popalign_core.execution import Execution
 from storage.artifacts import ArtifactRef, is_committed
 from storage.errors import RunInUse
@@ -18,7 +19,6 @@ from tasks.shards import claim_each
 
 # The stages that call run_shards. The others, which run here, want the GPUs' memory.
 FAN_OUT = ("sampling", "classification")
-PLACEMENT_VARIABLE = "popalign_placement"
 Missing = Callable[[], Sequence[ArtifactRef]]
 
 

@@ -10,7 +10,8 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from flows.machine import CPU_POOL, GPU_POOL, Plan
+from flows.machine import Plan
+from flows.pools import CPU_POOL, GPU_POOL
 from flows.services import HOST, services_folder
 from flows.stopping import MARK, SERVICE, stop_orphans
 

@@ -18,16 +18,14 @@ from prefect.exceptions import ObjectAlreadyExists
 from prefect.settings import PREFECT_API_URL, get_current_settings, temporary_settings
 from prefect.variables import Variable
 
-from flows.machine import CPU_POOL, GPU_POOL
 from flows.notifications import ensure, notification_block, notifications, zombies
+from flows.pools import CPU_POOL, GPU_POOL, PLACEMENT_VARIABLE
 from popalign_core.errors import InvalidInput, PopalignError
 
 POOLS = {
     CPU_POOL: "popalign: whole runs, and stages that need no GPU",
     GPU_POOL: "popalign: sampling, classification and training; one worker a GPU",
 }
-# As flows.placement reads it, which loads the models' libraries.
-PLACEMENT_VARIABLE = "popalign_placement"
 DEPLOYED_VARIABLE = "popalign_deployed"
 DECLARATION = "prefect.yaml"
 SOURCES = ("flows", "tasks", "popalign_core", "storage")

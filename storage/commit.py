@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from storage.artifacts import MANIFEST, ArtifactRef, FileEntry, Manifest, artifact_digest, file_entry, is_committed
+from storage.artifacts import MANIFEST, REMOVED, ArtifactRef, FileEntry, Manifest, artifact_digest, file_entry, is_committed
 from storage.disk import disk_errors, flush, make_folder, write_in_one_step
 from storage.errors import ConflictingArtifact, InvalidName
 from storage.layout import STAGING, Workspace
@@ -119,8 +119,9 @@ def _commit(ref: ArtifactRef, files: Path, facts: dict[str, Any], inputs: dict[s
 
 
 def _flushed_entries(files: Path) -> dict[str, FileEntry]:
-    if (files / MANIFEST).exists():
-        raise InvalidName(f"an artifact's file may not be called {MANIFEST}: its manifest has that name. Rename it.")
+    for name in (MANIFEST, REMOVED):
+        if (files / name).exists():
+            raise InvalidName(f"an artifact's file may not be called {name}: storage keeps its own there. Rename it.")
     paths = sorted(files.rglob("*"))
     for path in (*paths, files):
         flush(path)

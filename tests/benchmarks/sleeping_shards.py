@@ -24,8 +24,9 @@ from prefect.workers.process import ProcessWorker
 
 import tasks.progress as progress
 import tasks.sampling as sampling_tasks
-from flows.dispatch import GPU_DEPLOYMENT, GPU_POOL
+from flows.dispatch import GPU_DEPLOYMENT
 from flows.placement import run_stage
+from flows.pools import GPU_POOL
 from flows.sampling import sampling
 from popalign_core.config import RunConfig, with_settings
 from popalign_core.execution import Execution

@@ -9,7 +9,8 @@ import yaml
 from prefect.flows import Flow, load_flow_from_entrypoint
 from prefect.utilities.schema_tools.validation import validate
 
-from flows.dispatch import GPU_DEPLOYMENT, GPU_POOL
+from flows.dispatch import GPU_DEPLOYMENT
+from flows.pools import GPU_POOL
 from popalign_core.presets import PRESETS
 
 ROOT = Path(__file__).parents[2]

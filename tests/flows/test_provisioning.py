@@ -17,7 +17,8 @@ from prefect.utilities.templating import apply_values, find_placeholders
 from prefect.variables import Variable
 
 from flows.notifications import FAILED, WITHOUT_PROCESS, zombies
-from flows.provisioning import DEPLOYED_VARIABLE, PLACEMENT_VARIABLE, POOLS, DeployFailed, provision, server_address
+from flows.pools import PLACEMENT_VARIABLE
+from flows.provisioning import DEPLOYED_VARIABLE, POOLS, DeployFailed, provision, server_address
 from flows.services_cli import setup
 from popalign_core.errors import InvalidInput
 
@@ -203,13 +204,6 @@ def test_the_zombie_automation_knows_every_end_of_a_run():
     assert isinstance(trigger, EventTrigger)
     assert {HELD, QUALITY_GATE_FAILED} <= FAILED
     assert {f"prefect.flow-run.{state}" for state in WITHOUT_PROCESS} < trigger.expect
-
-
-def test_names_that_two_modules_hold_are_the_same():
-    from flows import dispatch, machine, placement
-
-    assert placement.PLACEMENT_VARIABLE == PLACEMENT_VARIABLE
-    assert dispatch.GPU_POOL == machine.GPU_POOL
 
 
 def test_kubernetes_pool_gives_a_run_a_gpu_and_the_workspace(client: SyncPrefectClient):
