@@ -14,7 +14,7 @@ from uuid import UUID
 
 import psutil
 import pytest
-from conftest import GPU_WORKERS, Stack, wait_for
+from killable import GPU_WORKERS, Stack, wait_for
 from prefect.client.schemas.objects import FlowRun
 from prefect.states import Cancelling, Scheduled
 
