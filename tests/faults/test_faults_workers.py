@@ -87,12 +87,12 @@ def process_of(stack: Stack, name: str) -> tuple[int, str] | None:
 
 
 def kill_worker_when(stack: Stack, name: str, begun: Callable[[], bool]) -> UUID:
-    """SIGKILLs a worker with all that it runs, once something was committed: nobody is left to say that it died."""
+    """SIGKILLs a worker with what it runs, once the other has committed something: nobody is left to say that it died."""
     found: list[tuple[int, str]] = []
-    # Before the commit: asking takes longer than a stage.
     wait_for(f"a process of {name}", lambda: found.append(hit) if (hit := process_of(stack, name)) else found)
-    wait_for(f"a commit of {name}", begun)
     pid, run_id = found[0]
+    os.kill(pid, signal.SIGSTOP)  # or it might be done before it is killed
+    wait_for(f"a commit of {name}", begun)
     parent = psutil.Process(pid).ppid()
     (worker,) = [name for name in GPU_WORKERS if stack.processes[name].pid == parent]
     stack.kill(worker, group=True)  # first, so that it cannot say that the run's process died
