@@ -87,7 +87,7 @@ def process_of(stack: Stack, name: str) -> tuple[int, str] | None:
 
 
 def kill_worker_when(stack: Stack, name: str, begun: Callable[[], bool]) -> UUID:
-    """SIGKILLs a worker with what it runs, once the other has committed something: nobody is left to say that it died."""
+    """SIGKILLs a worker with what it runs, once the other has committed something: nobody says that it died."""
     found: list[tuple[int, str]] = []
     wait_for(f"a process of {name}", lambda: found.append(hit) if (hit := process_of(stack, name)) else found)
     pid, run_id = found[0]
