@@ -109,7 +109,8 @@ ORDER BY s.started_at, d.run_id, d.axis, which DESC""",
     "cost": Macro(
         "run",
         "what a run took by stage: pieces of work, items, hours and items a second of work",
-        """SELECT t.stage, t.device, count(*) AS pieces, CAST(sum(t.items) AS BIGINT) AS items, sum(t.seconds) / 3600 AS hours,
+        """SELECT t.stage, t.device, count(*) AS pieces, CAST(sum(t.items) AS BIGINT) AS items,
+       sum(t.seconds) / 3600 AS hours,
        sum(t.items) / nullif(sum(t.seconds), 0) AS items_a_second
 FROM timings AS t
 WHERE t.run_id = run
@@ -146,7 +147,8 @@ ORDER BY a.classifier_id, s.sample_index""",
     WHERE d.run_id = run
 )
 SELECT split, axis, label_before, label_after, images,
-       CAST(sum(images) OVER (PARTITION BY split, axis, classifier_id, label_before) AS BIGINT) AS of_before, classifier_id
+       CAST(sum(images) OVER (PARTITION BY split, axis, classifier_id, label_before) AS BIGINT) AS of_before,
+       classifier_id
 FROM (SELECT pairs.*, count(*) AS images FROM pairs GROUP BY ALL)
 ORDER BY split, axis, classifier_id, label_before, images DESC, label_after""",
     ),
