@@ -120,11 +120,14 @@ ORDER BY hours DESC""",
     "images_behind": Macro(
         "run, model, prompt, wanted_axis, wanted_group := NULL",
         "the images behind a share: prompt is a prompt's id, text or subject; no group: all, unknown ones included",
+        # One image may be drawn for two purposes, and then lies in two shards.
         """SELECT a.sample_id, a.label, a.confidence, a.status, a.classifier_id, s.seed, i.image
 FROM attributes AS a
 JOIN prompts AS p USING (run_id, prompt_id)
-JOIN samples AS s USING (run_id, model_id, sample_id)
-LEFT JOIN images AS i USING (run_id, sample_id)
+JOIN (SELECT DISTINCT run_id, model_id, sample_id, sample_index, seed FROM samples WHERE run_id = run) AS s
+  USING (run_id, model_id, sample_id)
+LEFT JOIN (SELECT run_id, sample_id, any_value(image) AS image FROM images WHERE run_id = run GROUP BY ALL) AS i
+  USING (run_id, sample_id)
 WHERE a.run_id = run AND a.model_id = model AND a.axis = wanted_axis AND prompt IN (p.prompt_id, p.text, p.subject)
   AND (wanted_group IS NULL OR (a.status = 'ok' AND a.label = wanted_group))
 ORDER BY a.classifier_id, s.sample_index""",
@@ -132,14 +135,15 @@ ORDER BY a.classifier_id, s.sample_index""",
     "flips": Macro(
         "run",
         "the same prompt and seed before and after: how many images changed their perceived group, and to which",
-        """WITH pairs AS (
+        """WITH drawn AS (
+    SELECT DISTINCT model_id, prompt_id, sample_id, sample_index FROM samples WHERE run_id = run
+), pairs AS (
     SELECT p.split, b.axis, b.classifier_id,
            CASE WHEN b.status = 'ok' THEN b.label ELSE 'unknown' END AS label_before,
            CASE WHEN a.status = 'ok' THEN a.label ELSE 'unknown' END AS label_after
     FROM decisions AS d
-    JOIN samples AS sb ON sb.run_id = d.run_id AND sb.model_id = d.base_model_id
-    JOIN samples AS sa ON sa.run_id = d.run_id AND sa.model_id = d.model_id
-                      AND sa.prompt_id = sb.prompt_id AND sa.sample_index = sb.sample_index
+    JOIN drawn AS sb ON sb.model_id = d.base_model_id
+    JOIN drawn AS sa ON sa.model_id = d.model_id AND sa.prompt_id = sb.prompt_id AND sa.sample_index = sb.sample_index
     JOIN prompts AS p ON p.run_id = d.run_id AND p.prompt_id = sb.prompt_id AND p.kind = 'neutral'
     JOIN attributes AS b ON b.run_id = d.run_id AND b.sample_id = sb.sample_id
     JOIN attributes AS a ON a.run_id = d.run_id AND a.sample_id = sa.sample_id AND a.axis = b.axis
