@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from storage.columns import UNITS
+from storage.columns import RUN, UNITS
 from storage.disk import disk_errors
 from storage.errors import CorruptArtifact, QueryFailed
 from storage.layout import Workspace
@@ -130,7 +130,7 @@ def _create_view(connection: "duckdb.DuckDBPyConnection", name: str, paths: list
             "its folder and run again with the same run id."
         ) from error
     connection.execute(f'COMMENT ON VIEW "{name}" IS {_quoted(comment)}')
-    for column, _, meaning in columns:
+    for column, _, meaning in ([RUN] if run else []) + columns:
         plain = column.removesuffix("?")
         text = f"{meaning} [{UNITS[plain]}]" if plain in UNITS else meaning
         connection.execute(f'COMMENT ON COLUMN "{name}"."{plain}" IS {_quoted(text)}')
