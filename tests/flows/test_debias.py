@@ -2,6 +2,7 @@
 
 import json
 import re
+import runpy
 from collections import Counter
 from collections.abc import Generator
 from pathlib import Path
@@ -165,6 +166,17 @@ def test_every_question_of_the_documentation_has_an_answer(place: Workspace) -> 
     rows = {number: query(place, sql.replace("demo-0", RUN)).num_rows for number, sql in questions}
     # What is not there in this run: groups that never occur, unknown images, refusals.
     assert {number for number, count in rows.items() if not count} <= {"6", "9", "14"}
+
+
+def test_the_notebook_draws_the_run(place: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POPALIGN_WORKSPACE", str(place.root))
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    found = runpy.run_path(str(Path(__file__).parents[2] / "docs" / "notebook.py"))
+    _, seen = found["app"].run()
+    assert {row["measure"] for row in seen["before_after"]} >= {"l2", "clip_score"}
+    assert [len(figure.axes) for figure in seen["shares"]] == [2]
+    assert all(images for *_, images in seen["gallery"])
+    assert {row["stage"] for row in seen["cost"]} >= {"sampling", "alignment"}
 
 
 def test_macros_give_the_numbers_of_the_tables(place: Workspace) -> None:
