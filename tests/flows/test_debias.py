@@ -210,7 +210,7 @@ def test_macros_give_the_numbers_of_the_tables(place: Workspace) -> None:
         }
         for one in (base, model)
     )
-    flips = query(place, f"FROM flips('{RUN}')").to_pylist()
+    flips = query(place, f"FROM flips('{RUN}') WHERE classifier_id = '{judge}'").to_pylist()
     changes = Counter((before[image], after[image]) for image in before.keys() & after.keys())
     assert {
         pair: sum(row["images"] for row in flips if (row["label_before"], row["label_after"]) == pair)
