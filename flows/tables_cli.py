@@ -84,6 +84,20 @@ def rebuild(workspace: WorkspaceOption = Path("workspace")) -> None:
 
 
 @catalog.command()
+def compact(workspace: WorkspaceOption = Path("workspace")) -> None:
+    """Copies the many small files of decided runs into few large ones, for queries; every run does it at its end."""
+    from storage.catalog import rebuild_catalog
+    from storage.compaction import compact as compact_tables
+    from storage.layout import Workspace
+
+    place = Workspace.open(workspace)
+    segments = compact_tables(place)
+    rebuild_catalog(place)
+    runs = len({run_id for segment in segments for run_id in segment.sources})
+    console.print(f"{len(segments)} files hold the tables of {runs} runs", highlight=False)
+
+
+@catalog.command()
 def questions() -> None:
     """Lists the catalog's macros: ready questions, for `popalign sql "FROM name(...)"`."""
     from storage.macros import MACROS
@@ -120,18 +134,18 @@ def _describe(found: "Shown") -> None:
 
 def _thumbnail(image: bytes) -> Text:
     """Two pixels a character: the upper half block in the colours of both."""
+    import numpy as np
     from PIL import Image
 
     with Image.open(io.BytesIO(image)) as opened:
         picture = opened.convert("RGB")
     picture.thumbnail((THUMBNAIL, THUMBNAIL))
     width, height = picture.size
-    pixels = picture.load()
-    assert pixels is not None
+    pixels = np.asarray(picture)
     text = Text()
     for y in range(0, height - 1, 2):
         for x in range(width):
-            upper, lower = ("#{:02x}{:02x}{:02x}".format(*pixels[x, y + half]) for half in (0, 1))
+            upper, lower = ("#" + bytes(pixels[y + half, x]).hex() for half in (0, 1))
             text.append("▀", style=f"{upper} on {lower}")
         text.append("\n")
     return text

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from storage.columns import RUN, UNITS
+from storage.compaction import current_segments, files_of
 from storage.disk import disk_errors
 from storage.errors import CorruptArtifact, QueryFailed
 from storage.layout import Workspace
@@ -15,7 +16,6 @@ from storage.locks import exclusive
 from storage.macros import MACROS, SCALARS
 from storage.registry import REGISTRY
 from storage.schemas import TABLES, schema
-from storage.tables import shard_paths
 
 # duckdb is imported where it is used: Prefect's log thread keeps modules alive past the interpreter's end, and one that
 # refers to duckdb then prints pages about leaks at the end of a run.
@@ -68,8 +68,9 @@ def rebuild_catalog(workspace: Workspace) -> Path:
             leftover.unlink()
         with duckdb.connect(draft) as connection:
             connection.begin()
+            segments, run_ids = current_segments(workspace), workspace.run_ids()
             for name in TABLES:
-                _create_view(connection, name, shard_paths(workspace, name))
+                _create_view(connection, name, files_of(workspace, name, segments, run_ids))
             _create_registry_view(connection, workspace.root / REGISTRY)
             _create_macros(connection)
             connection.commit()
