@@ -16,6 +16,7 @@ from rich.table import Table
 from flows.registry_cli import export, models, promote, rollback
 from flows.retention_cli import gc, plan
 from flows.services_cli import down, setup, up
+from flows.tables_cli import catalog, show, sql
 
 if TYPE_CHECKING:
     from popalign_core.execution import Execution
@@ -117,22 +118,6 @@ def status(workspace: WorkspaceOption = Path("workspace")) -> None:
 
 
 @app.command()
-def sql(query: str, workspace: WorkspaceOption = Path("workspace")) -> None:
-    """Runs a read-only DuckDB query over all committed tables."""
-    from storage.catalog import query as run_query
-    from storage.catalog import rebuild_catalog
-    from storage.layout import Workspace
-
-    place = Workspace.open(workspace)
-    rebuild_catalog(place)
-    found = run_query(place, query)
-    table = Table(*map(escape, found.column_names))
-    for row in found.to_pylist():
-        table.add_row(*(f"{value:.4g}" if isinstance(value, float) else escape(str(value)) for value in row.values()))
-    console.print(table)
-
-
-@app.command()
 def report(run_id: str, workspace: WorkspaceOption = Path("workspace")) -> None:
     """Writes the HTML report of a run again."""
     from storage.layout import Workspace
@@ -143,8 +128,9 @@ def report(run_id: str, workspace: WorkspaceOption = Path("workspace")) -> None:
     console.print(str(write_report.fn(str(place.root), run_id, run_config(str(place.root), run_id))))
 
 
-for _command in (plan, up, down, setup, models, promote, rollback, export, gc):
+for _command in (sql, show, plan, up, down, setup, models, promote, rollback, export, gc):
     app.command()(_command)
+app.add_typer(catalog, name="catalog")
 
 
 def _split_execution(settings: list[str]) -> "tuple[list[str], Execution]":

@@ -241,10 +241,12 @@ _HEADER = """# Tables
 
 A workspace is a folder of runs. Every table is the union of the Parquet files
 `runs/<run_id>/<folder>/<key>/<table>.parquet` whose folder holds a `manifest.json`; a folder without one was never
-finished and is no data. `catalog.duckdb` in the workspace has a view of each table over all runs, with these comments:
-`popalign sql "SHOW TABLES"`, or open it with any DuckDB client. The views name absolute paths: after moving a
-workspace, any `popalign sql` writes the catalog again. One more view, `model_registry`, has a row a trained model:
-what it was made from, what was decided and measured, and whether it is the promoted one.
+finished and is no data. `catalog.duckdb` in the workspace has a view of each table over all runs, with these
+comments: `popalign sql "SHOW TABLES"`, or open it with any DuckDB client. The views name absolute paths: after moving
+a workspace, any `popalign sql` or `popalign catalog rebuild` writes the catalog again. The view `images` has the
+column run_id as well. Ready questions are macros of the catalog: see [queries.md](queries.md). One more view,
+`model_registry`, has a row a trained model: what it was made from, what was decided and measured, and whether it is
+the promoted one.
 
 A `?` after a column's name: it may be null. Unit `1`: a number without one. `MSE`: mean squared error of the predicted
 noise, a latent element. This file is written by `storage.schemas.document`, and a test keeps it true.

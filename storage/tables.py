@@ -101,6 +101,11 @@ def read_artifact(ref: ArtifactRef, name: str) -> list[dict[str, Any]]:
     return _read([str(path)], name, None, {}).to_pylist(maps_as_pydicts="strict")
 
 
+def read_file(path: str, name: str) -> pa.Table:
+    """All rows of a committed file, in today's columns. Raises: CorruptArtifact, SchemaMismatch, WorkspaceTooNew."""
+    return _read_file(path, name, schema(name), {})
+
+
 def read_images(
     workspace: Workspace, run_id: str, sample_ids: Iterable[str], keys: Iterable[str] | None = None
 ) -> dict[str, bytes]:

@@ -12,6 +12,7 @@ from popalign_core.reporting.contact_sheet import contact_sheet
 from popalign_core.reporting.report import render_report
 from popalign_core.reporting.report_data import ContactSheet, ReportData
 from storage.catalog import query, rebuild_catalog
+from storage.compaction import compact
 from storage.images import decode_image
 from storage.layout import Workspace
 from storage.publication import publish_file
@@ -32,6 +33,7 @@ FROM yields WHERE run_id = '{run_id}' GROUP BY ALL ORDER BY ALL"""
 def write_report(workspace: str, run_id: str, config: RunConfig) -> Path:
     """Renders the report from the committed tables, as far as the run got; returns its path."""
     place = Workspace.open(workspace)
+    compact(place)
     rebuild_catalog(place)
     rows: dict[str, Any] = {name: read_rows(place, run_id, name) for name in ROWS}
     decisions = read_rows(place, run_id, "decisions")
