@@ -127,7 +127,7 @@ def used_kernel(unet: nn.Module, name: AttentionName) -> str:
     shape = (2, module.heads, 64, weight.shape[0] // module.heads)
     query = torch.zeros(shape, device=weight.device, dtype=weight.dtype)
     with torch.inference_mode(), attention_backend(name):
-        choice = SDPBackend(torch._fused_sdp_choice(query, query, query))  # noqa: SLF001 - there is no public name
+        choice = SDPBackend(torch._fused_sdp_choice(query, query, query))
     found = next((known for known, kernel in KERNELS.items() if kernel == choice), "none")
     if name not in ("default", found):
         raise InvalidInput(

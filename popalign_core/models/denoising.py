@@ -138,9 +138,9 @@ def _compile(unet: Any, acceleration: Acceleration) -> None:
     wanted = f"{model_mode} {acceleration.fused_projections} {acceleration.channels_last}"
     if before == wanted or (before == "none" and model_mode == "none"):
         return
-    blocks = [module for module in unet.modules() if type(module).__name__ in unet._repeated_blocks]  # noqa: SLF001
+    blocks = [module for module in unet.modules() if type(module).__name__ in unet._repeated_blocks]
     for module in (unet, *blocks):
-        module._compiled_call_impl = None  # noqa: SLF001 - how torch undoes `Module.compile`
+        module._compiled_call_impl = None
     for module in {"none": [], "regional": blocks, "full": [unet]}[model_mode]:
         module.compile(dynamic=False)
     unet.popalign_compiled = "none" if model_mode == "none" else wanted

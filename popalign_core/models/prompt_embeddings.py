@@ -29,9 +29,9 @@ class PromptEmbeddings:
 class PromptEncoder:
     """A pipeline's text encoders. They lie in main memory, and on the accelerator only while they encode."""
 
-    def __init__(self, pipeline: Any, device: torch.device, versions: Mapping[str, str]):
-        """versions: whatever else decides an embedding's last bit."""
-        self._pipeline, self._device, self._versions = pipeline, device, versions
+    def __init__(self, pipeline: Any, device: torch.device, surroundings: Mapping[str, str]):
+        """surroundings: device and versions, which decide an embedding's last bit."""
+        self._pipeline, self._device, self._surroundings = pipeline, device, surroundings
         self._known: dict[str, tuple[Tensor, Tensor]] = {}
 
     @property
@@ -40,12 +40,12 @@ class PromptEncoder:
 
     @cached_property
     def digest(self) -> str:
-        """Names the encoders (16 hex digits): weights as loaded, a LoRA's included, vocabularies, device, versions."""
-        digest = hashlib.sha256(repr((str(self._device), sorted(self._versions.items()))).encode())
+        """Names the encoders (16 hex digits): weights as loaded, a LoRA's included, vocabularies and surroundings."""
+        digest = hashlib.sha256(repr(sorted(self._surroundings.items())).encode())
         for encoder in self._encoders:
             for name, weight in sorted(encoder.state_dict().items()):
                 digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
-                digest.update(as_array(weight).tobytes())
+                digest.update(as_array(weight).ravel())
         for tokenizer in (self._pipeline.tokenizer, self._pipeline.tokenizer_2):
             vocabulary = sorted(tokenizer.get_vocab().items())
             digest.update(repr((vocabulary, tokenizer.model_max_length, tokenizer.pad_token)).encode())
@@ -64,9 +64,7 @@ class PromptEncoder:
     def arrays(self, texts: Sequence[str]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """Embeddings to store, as `add` takes them."""
         found = self.encode(texts)
-        return {
-            text: (as_array(found.context[row]), as_array(found.pooled[row])) for row, text in enumerate(texts)
-        }
+        return {text: (as_array(found.context[row]), as_array(found.pooled[row])) for row, text in enumerate(texts)}
 
     @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> PromptEmbeddings:
