@@ -61,7 +61,7 @@ class SamplingConfig(StageConfig):
 
 
 class AccelerationConfig(StageConfig):
-    """What makes sampling faster and keeps the images, up to rounding. In the sampler's fingerprint, but for threads."""
+    """What makes sampling faster and keeps the images, up to rounding. All but threads is in the fingerprint."""
 
     skip_empty_attention: Annotated[
         bool, Field(title="Skip empty attention", description="No cross-attention where an all-zero prompt stands.")

@@ -1,4 +1,4 @@
-"""What can move a pixel: written down, hashed, and compared, so that images drawn differently are not mixed silently."""
+"""What can move a pixel: written down, hashed, compared, so that images drawn differently are not mixed silently."""
 
 import hashlib
 import json

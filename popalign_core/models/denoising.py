@@ -1,7 +1,7 @@
 """From noise to latents to pixels: the loop of diffusers' SDXL pipeline, bit for bit, in one fixed shape.
 
-A loop of its own, because the pipeline's encodes and decodes whole batches, wants all parts on one device, waits for the
-accelerator at every step, and has no place for what is skipped or recorded here.
+A loop of its own, because the pipeline decodes a batch at once, wants all its parts on one device, waits for the
+accelerator at every step, and has no place for what is skipped or kept here.
 """
 
 from collections.abc import Sequence
@@ -88,7 +88,7 @@ class Denoising:
 
     def decode(self, latents: Tensor) -> np.ndarray:
         """Pixels, uint8 (n, h, w, 3). Raises: InvalidInput where they are no numbers."""
-        parts = latents.split(self.acceleration.vae_batch or len(latents))
+        parts: tuple[Tensor, ...] = torch.split(latents, self.acceleration.vae_batch or len(latents))
         # Rounded on the device: a quarter of the bytes to move.
         return torch.cat([self._pixels(part) for part in parts]).permute(0, 2, 3, 1).cpu().numpy()
 

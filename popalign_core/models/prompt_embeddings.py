@@ -45,7 +45,7 @@ class PromptEncoder:
         for encoder in self._encoders:
             for name, weight in sorted(encoder.state_dict().items()):
                 digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
-                digest.update(as_array(weight).ravel())
+                digest.update(as_array(weight).tobytes())
         for tokenizer in (self._pipeline.tokenizer, self._pipeline.tokenizer_2):
             vocabulary = sorted(tokenizer.get_vocab().items())
             digest.update(repr((vocabulary, tokenizer.model_max_length, tokenizer.pad_token)).encode())

@@ -13,7 +13,7 @@ from popalign_core.classification import Status
 from popalign_core.config import with_settings
 from popalign_core.errors import InvalidInput
 from storage.artifacts import artifact_digest, is_committed
-from storage.errors import NotCommitted
+from storage.errors import NotCommitted, StorageFull
 from storage.images import decode_image
 from storage.tables import read_artifact
 from tasks import shard_writing
@@ -75,7 +75,7 @@ def test_a_shard_that_fails_commits_nothing(written_run, monkeypatch: pytest.Mon
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(shard_writing, "encode_image", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(StorageFull, match="No space left"):
         sample_shard.fn(ref, config)
     assert not is_committed(ref)
 
