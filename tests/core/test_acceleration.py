@@ -1,8 +1,8 @@
 """Every exact acceleration draws what it drew without, and does what its name says.
 
 Bitwise where the arithmetic is the same. Otherwise latents may move by rounding: float32 rounds to 6e-8, and errors of
-some hundred layers, two steps and a guidance of 3 add up like a random walk to 6e-8 * 3 * sqrt(200) = 3e-6 of the largest
-value. 5e-6 was the most seen; the bound is ten times that, and a wrong kernel or weight is beyond 1e-2.
+some hundred layers, two steps and a guidance of 3 add up like a random walk to 6e-8 * 3 * sqrt(200) = 3e-6 of the
+largest value. 5e-6 was the most seen; the bound is ten times that.
 """
 
 from dataclasses import replace
@@ -149,7 +149,7 @@ def test_the_attention_kernel_is_the_one_asked_for(model: SdxlModel, name: str, 
 
 
 def test_a_kernel_that_cannot_be_used_is_refused(model: SdxlModel) -> None:
-    with pytest.raises(InvalidInput, match="sampling.attention is cudnn, which torch cannot use"):
+    with pytest.raises(InvalidInput, match=r"sampling\.attention is cudnn, which torch cannot use"):
         draw(model, replace(SETTINGS, attention="cudnn"))
 
 
