@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +18,8 @@ from diffusers import (
 from safetensors import SafetensorError
 from torch import Tensor
 
+from popalign_core.acceleration import VaeDtype
+from popalign_core.devices import device_name
 from popalign_core.errors import InvalidInput, ModelNotUsable
 from popalign_core.models.checkpoints import (
     check_image_size,
@@ -25,6 +29,7 @@ from popalign_core.models.checkpoints import (
     source_digest,
 )
 from popalign_core.models.lora import FILE_NAME as LORA_FILE
+from popalign_core.models.prompt_embeddings import PromptEmbeddings, PromptEncoder
 
 SCHEDULERS = {"ddim": DDIMScheduler, "euler": EulerDiscreteScheduler, "dpm++": DPMSolverMultistepScheduler}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -52,19 +57,6 @@ class ModelSource:
         )
 
 
-@dataclass(frozen=True)
-class PromptEmbeddings:
-    """Rows of distinct prompts: context (n, tokens, width), pooled (n, width)."""
-
-    context: Tensor
-    pooled: Tensor
-
-    def rows(self, indices: Sequence[int]) -> "PromptEmbeddings":
-        """The rows of the given prompts, repeats allowed."""
-        index = torch.tensor(list(indices))
-        return PromptEmbeddings(self.context[index], self.pooled[index])
-
-
 class SdxlModel:
     """A loaded SDXL pipeline on a device. Frozen: nothing here changes its weights."""
 
@@ -72,7 +64,16 @@ class SdxlModel:
         self.pipeline = pipeline
         self.source = source
         self.device = device
-        self._encoded: dict[str, tuple[Tensor, Tensor]] = {}
+
+    @cached_property
+    def prompts(self) -> PromptEncoder:
+        """Its text encoders."""
+        surroundings = {name: version(name) for name in ("torch", "transformers", "diffusers")}
+        return PromptEncoder(self.pipeline, self.device, surroundings | {"device": device_name(self.device)})
+
+    def encode_prompts(self, texts: Sequence[str]) -> PromptEmbeddings:
+        """Embeddings of at least one prompt, on the CPU in the model's dtype, each encoded once."""
+        return self.prompts.encode(texts)
 
     @property
     def pixels_per_latent(self) -> int:
@@ -89,29 +90,15 @@ class SdxlModel:
         vae, unet = self.pipeline.vae.config, self.pipeline.unet.config
         check_image_size(height, width, len(vae.block_out_channels), len(unet.block_out_channels))
 
-    @torch.no_grad()
-    def encode_prompts(self, texts: Sequence[str]) -> PromptEmbeddings:
-        """Embeddings of prompts, on the CPU in the model's dtype; the empty one by `encode_unconditional`.
+    @property
+    def has_zero_unconditional(self) -> bool:
+        """Whether zeros stand for "no prompt", as in SDXL."""
+        return bool(self.pipeline.config.force_zeros_for_empty_prompt)
 
-        Each prompt is encoded alone: in a batch its embedding would change, by rounding, with the batch's size. Each is
-        encoded once, however many shards use it: the text encoders are never trained.
-        """
-        for text in texts:
-            if text not in self._encoded:
-                context, _, pooled, _ = self.pipeline.encode_prompt(
-                    prompt=text, device=self.device, num_images_per_prompt=1, do_classifier_free_guidance=False
-                )
-                self._encoded[text] = context.cpu(), pooled.cpu()
-        found = [self._encoded[text] for text in texts]
-        return PromptEmbeddings(
-            torch.cat([context for context, _ in found]), torch.cat([pooled for _, pooled in found])
-        )
-
-    @torch.no_grad()
     def encode_unconditional(self) -> PromptEmbeddings:
-        """What stands for "no prompt": zeros where the pipeline says so (as SDXL does), else the empty string's."""
+        """What stands for "no prompt": zeros where the pipeline says so, else the empty string's embedding."""
         empty = self.encode_prompts([""])
-        if self.pipeline.config.force_zeros_for_empty_prompt:
+        if self.has_zero_unconditional:
             return PromptEmbeddings(torch.zeros_like(empty.context), torch.zeros_like(empty.pooled))
         return empty
 
@@ -155,29 +142,21 @@ def pick_device(name: str) -> torch.device:
     return accelerator or torch.device("cpu")
 
 
-def load_sdxl(source: ModelSource, *, device: str = "auto", dtype: DtypeName = "float32") -> SdxlModel:
+def load_sdxl(
+    source: ModelSource, *, device: str = "auto", dtype: DtypeName = "float32", vae_dtype: VaeDtype = "model"
+) -> SdxlModel:
     """Loads a pipeline in safetensors, with the LoRAs and the UNet that the source names.
 
+    vae_dtype: model = like the rest; where that is float16 and the VAE overflows in it, float32.
     Raises: ModelNotUsable with the reason and the way out.
     """
-    resolved = resolve_source(source.pipeline)
-    options: dict[str, Any] = {"dtype": DTYPES[dtype], "use_safetensors": True}
-    if Path(resolved).exists():
-        check_pipeline_folder(Path(resolved))
     replacement = None
     if source.unet is not None:
         check_weights(Path(source.unet))
-        replacement = UNet2DConditionModel.from_pretrained(source.unet, **options)
-        # A LoRA is fused into the pipeline's own UNet, so that one has to be loaded first.
-        if source.fused_lora is None:
-            options["unet"] = replacement
-    try:
-        pipeline = StableDiffusionXLPipeline.from_pretrained(resolved, add_watermarker=False, **options)
-    except (OSError, ValueError) as error:
-        raise ModelNotUsable(
-            f"{source.pipeline!r} could not be loaded as an SDXL pipeline: {error}. Give an embedded name, the path of "
-            "a pipeline folder, or a hub id that this machine can reach or has in its cache."
-        ) from error
+        replacement = UNet2DConditionModel.from_pretrained(source.unet, dtype=DTYPES[dtype], use_safetensors=True)
+    # A LoRA is fused into the pipeline's own UNet, so that one has to be loaded first.
+    early = replacement if source.fused_lora is None else None
+    pipeline = _load_pipeline(source.pipeline, early, dtype, vae_dtype)
     if source.fused_lora is not None:
         _load_lora(pipeline, source.fused_lora)
         pipeline.fuse_lora()
@@ -187,13 +166,35 @@ def load_sdxl(source: ModelSource, *, device: str = "auto", dtype: DtypeName = "
     if source.lora is not None:
         _load_lora(pipeline, source.lora)
     place = pick_device(device)
-    pipeline.to(place)
-    pipeline.unet.to(memory_format=torch.channels_last)
-    pipeline.vae.to(memory_format=torch.channels_last)
+    if vae_dtype == "model" and dtype == "float16" and pipeline.vae.config.force_upcast:
+        pipeline.vae.to(torch.float32)  # as diffusers does for each decoding
+    # The text encoders stay in main memory: see PromptEncoder.
+    for part in (pipeline.unet, pipeline.vae):
+        part.to(place, memory_format=torch.channels_last)
     pipeline.set_progress_bar_config(disable=True)
     for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder, pipeline.text_encoder_2):
         part.eval().requires_grad_(False)
     return SdxlModel(pipeline, source, place)
+
+
+def _load_pipeline(
+    source: str, unet: UNet2DConditionModel | None, dtype: DtypeName, vae_dtype: VaeDtype
+) -> StableDiffusionXLPipeline:
+    resolved = resolve_source(source)
+    options: dict[str, Any] = {"dtype": DTYPES[dtype], "use_safetensors": True}
+    if vae_dtype not in ("model", dtype):
+        options["dtype"] = {"vae": DTYPES[vae_dtype], "default": DTYPES[dtype]}
+    if unet is not None:
+        options["unet"] = unet
+    if Path(resolved).exists():
+        check_pipeline_folder(Path(resolved))
+    try:
+        return StableDiffusionXLPipeline.from_pretrained(resolved, add_watermarker=False, **options)
+    except (OSError, ValueError) as error:
+        raise ModelNotUsable(
+            f"{source!r} could not be loaded as an SDXL pipeline: {error}. Give an embedded name, the path of "
+            "a pipeline folder, or a hub id that this machine can reach or has in its cache."
+        ) from error
 
 
 def _load_lora(pipeline: StableDiffusionXLPipeline, source: str) -> None:
@@ -204,8 +205,3 @@ def _load_lora(pipeline: StableDiffusionXLPipeline, source: str) -> None:
             f"{source!r} could not be loaded as a LoRA: {str(error).splitlines()[0]} Give a folder with "
             f"{LORA_FILE}, or a hub id that this machine can reach or has in its cache."
         ) from error
-
-
-def set_scheduler(model: SdxlModel, name: SchedulerName) -> None:
-    """Replaces the pipeline's sampler, keeping its noise schedule."""
-    model.pipeline.scheduler = SCHEDULERS[name].from_config(model.pipeline.scheduler.config)
