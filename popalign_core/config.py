@@ -40,7 +40,10 @@ class ExpansionConfig(StageConfig):
 class SamplingConfig(StageConfig):
     """How images are drawn. Everything here is part of the sampler's fingerprint."""
 
-    scheduler: Annotated[Literal["ddim", "euler", "dpm++"], Field(title="Scheduler")] = "ddim"
+    scheduler: Annotated[
+        Literal["ddim", "euler", "dpm++", "flow-euler"],
+        Field(title="Scheduler", description="flow-euler for models of flow matching (SD3), the others for the rest."),
+    ] = "ddim"
     steps: Annotated[PositiveInt, Field(title="Steps")] = 30
     guidance_scale: Annotated[float, Field(title="Guidance", ge=1, description="1 = none.")] = 5.0
     image_size: Annotated[
@@ -159,9 +162,9 @@ class AlignmentConfig(StageConfig):
     ] = 0.0
     trainable: Annotated[
         Literal["all", "conditioning"],
-        Field(title="Trainable part", description="All of the UNet, or only where the caption enters."),
+        Field(title="Trainable part", description="All of the UNet or transformer, or only where the caption enters."),
     ] = "all"
-    lora_rank: Annotated[int, Field(title="LoRA rank", ge=0, description="0 = full fine-tuning of the UNet.")] = 0
+    lora_rank: Annotated[int, Field(title="LoRA rank", ge=0, description="0 = full fine-tuning.")] = 0
     winner_preserving: Annotated[
         bool, Field(title="Winner-preserving", description="Hold back pushes from a loser that would harm its winner.")
     ] = False
@@ -201,7 +204,7 @@ class RunConfig(StageConfig):
         str,
         Field(
             title="UNet of the model",
-            description="Folder of a UNet in the place of the base model's, with its LoRA, if any, already in it.",
+            description="Folder of a UNet or transformer in the place of the base model's, its LoRA already in it.",
         ),
     ] = ""
     seed: Annotated[int, Field(title="Seed", ge=0)] = 0

@@ -15,7 +15,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from popalign_core.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from popalign_core.models.sdxl import DtypeName, PromptEmbeddings, SchedulerName, SdxlModel
+    from popalign_core.models.sdxl import DtypeName, PromptEmbeddings, SchedulerName
+    from popalign_core.models.text_to_image import TextToImageModel
 
 AttentionName = Literal["default", "cudnn", "flash", "efficient", "math"]
 ATTENTION = {
@@ -60,7 +61,7 @@ class SampledImage:
     batch_size: int
 
 
-def sampler_fingerprint(model: "SdxlModel", settings: SamplingSettings) -> str:
+def sampler_fingerprint(model: "TextToImageModel", settings: SamplingSettings) -> str:
     """Names everything that can move a pixel: weights, settings, device kind and library versions (16 hex digits)."""
     libraries = {name: version(name) for name in ("torch", "diffusers", "transformers")}
     facts = {"model": model.source.digest(), "device": model.device.type, **asdict(settings), **libraries}
@@ -68,7 +69,7 @@ def sampler_fingerprint(model: "SdxlModel", settings: SamplingSettings) -> str:
 
 
 def sample_images(
-    model: "SdxlModel", requests: Sequence[ImageRequest], settings: SamplingSettings
+    model: "TextToImageModel", requests: Sequence[ImageRequest], settings: SamplingSettings
 ) -> Iterator[list[SampledImage]]:
     """Draws the requests batch by batch, across prompts.
 
@@ -107,27 +108,18 @@ def sample_images(
 
 
 def _draw_batch(
-    model: "SdxlModel",
+    model: "TextToImageModel",
     rows: "PromptEmbeddings",
     empty: "PromptEmbeddings | None",
     seeds: Sequence[int],
     settings: SamplingSettings,
     size: tuple[int, int],
 ) -> np.ndarray:
-    count = len(seeds)
     # CPU generators: the same initial noise on every device.
     generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
-    negative = {}
-    if empty is not None:
-        negative = {
-            "negative_prompt_embeds": empty.context.expand(count, -1, -1).to(model.device),
-            "negative_pooled_prompt_embeds": empty.pooled.expand(count, -1).to(model.device),
-        }
     with torch.inference_mode(), attention_backend(settings.attention):
         images: np.ndarray = model.pipeline(
-            prompt_embeds=rows.context.to(model.device),
-            pooled_prompt_embeds=rows.pooled.to(model.device),
-            **negative,
+            **model.conditions(rows, empty),
             num_inference_steps=settings.steps,
             guidance_scale=settings.guidance_scale,
             generator=generators,

@@ -20,7 +20,8 @@ from popalign_core.alignment.processes import Processes
 from popalign_core.alignment.settings import AlignmentSettings
 from popalign_core.alignment.trainer import StepRecord, train
 from popalign_core.config import AlignmentConfig, RunConfig
-from popalign_core.models.sdxl import SdxlModel, load_sdxl
+from popalign_core.models.loading import load_model
+from popalign_core.models.text_to_image import TextToImageModel
 from popalign_core.models.trainable import make_policy, noise_schedule, save_weights
 from popalign_core.seeds import derive_seed
 from storage.artifacts import ArtifactRef, is_committed
@@ -131,7 +132,7 @@ def train_round(order: RoundOrder, report: Report, accelerator: "Accelerator | N
                 _commit(order, state, row, records, processes.share.processes)
 
 
-def _load_model(order: RoundOrder, device: str) -> tuple[SdxlModel, Path | None]:
+def _load_model(order: RoundOrder, device: str) -> tuple[TextToImageModel, Path | None]:
     """The parent model without an adapter of its own, and the folder of that adapter."""
     config, ref = order.config, order.ref
     source = model_source(ref.workspace, ref.run_id, config, order.parent_id)
@@ -139,7 +140,7 @@ def _load_model(order: RoundOrder, device: str) -> tuple[SdxlModel, Path | None]
     # Full fine-tuning needs float32 master weights.
     dtype = config.sampling.dtype if config.alignment.lora_rank else "float32"
     earlier = None if source.lora is None else Path(source.lora)
-    return load_sdxl(replace(source, lora=None), device=device or config.device, dtype=dtype), earlier
+    return load_model(replace(source, lora=None), device=device or config.device, dtype=dtype), earlier
 
 
 def _timing(ref: ArtifactRef, device: str, processes: Processes) -> AbstractContextManager[dict[str, int]]:
@@ -150,17 +151,18 @@ def _timing(ref: ArtifactRef, device: str, processes: Processes) -> AbstractCont
 
 
 def _described_model(
-    order: RoundOrder, model: SdxlModel, data: AlignmentData, settings: AlignmentSettings, report: Report
+    order: RoundOrder, model: TextToImageModel, data: AlignmentData, settings: AlignmentSettings, report: Report
 ) -> dict[str, object]:
     """The round's row of `models`."""
-    nats = nats_per_unit_error(noise_schedule(model), data.latent_elements, settings.first_timestep)
+    schedule = noise_schedule(model, order.config.sampling.image_size)
+    nats = nats_per_unit_error(schedule, data.latent_elements, settings.first_timestep)
     natural = natural_beta(settings.beta, nats, settings.objective, data.pairs_each)
     report.say(f"beta {settings.beta:g} is {natural} in units of log-likelihood")
     row = _model_row(order.ref, order.config, settings, natural)
     return row | {"parent_model_id": order.parent_id, "round": order.round_index}
 
 
-def _policy(config: RunConfig, model: SdxlModel, seed: int, earlier_lora: Path | None) -> Policy:
+def _policy(config: RunConfig, model: TextToImageModel, seed: int, earlier_lora: Path | None) -> Policy:
     return make_policy(
         model,
         lora_rank=config.alignment.lora_rank,

@@ -20,7 +20,9 @@ from popalign_core.config import ClassificationConfig, RunConfig, SamplingConfig
 from popalign_core.expansion import Prompt
 from popalign_core.models.attribute_heads import HeadClassifier
 from popalign_core.models.checkpoints import IN_WORKSPACE
-from popalign_core.models.sdxl import ModelSource, SdxlModel, load_sdxl
+from popalign_core.models.loading import load_model
+from popalign_core.models.sdxl import ModelSource
+from popalign_core.models.text_to_image import TextToImageModel
 from popalign_core.models.zero_shot import ZeroShotClassifier
 from popalign_core.sampling import SamplingSettings
 from storage.artifacts import ArtifactRef, is_committed, require_present
@@ -129,9 +131,9 @@ def placed(workspace: str, source: str) -> str:
 
 
 @lru_cache(maxsize=1)
-def loaded_model(source: ModelSource, device: str, dtype: Any) -> SdxlModel:
+def loaded_model(source: ModelSource, device: str, dtype: Any) -> TextToImageModel:
     """One model in memory at a time; shards of the same model reuse it."""
-    return load_sdxl(source, device=device, dtype=dtype)
+    return load_model(source, device=device, dtype=dtype)
 
 
 @lru_cache(maxsize=2)

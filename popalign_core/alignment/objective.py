@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid, one_hot
 
-from popalign_core.alignment.denoiser import NoiseSchedule
+from popalign_core.alignment.denoiser import Schedule
 from popalign_core.alignment.settings import Objective
 
 
@@ -151,11 +151,11 @@ def alignment_loss(
     return loss + anchor_weight * sft_loss(errors, labels.weights) if anchor_weight else loss
 
 
-def nats_per_unit_error(schedule: NoiseSchedule, latent_elements: int, first_timestep: int = 0) -> float:
+def nats_per_unit_error(schedule: Schedule, latent_elements: int, first_timestep: int = 0) -> float:
     """Nats of log-likelihood that one unit of g stands for, if g is averaged over uniform timesteps from the first on.
 
     The variational bound is log p(x) >= const - sum over timesteps t and elements j of w_t E[error_tj^2], where w_t is
-    `NoiseSchedule.error_weights`. g averages over elements and, in expectation, over timesteps, both uniformly. If all
+    `Schedule.error_weights`. g averages over elements and, in expectation, over timesteps, both uniformly. If all
     w_t were equal to w, then log p_policy(x) - log p_reference(x) = latent_elements * timesteps * w * E[g], up to the
     difference of the two bounds' gaps. Real schedules have unequal w_t; this takes the uniform weights with the same
     sum, so it is an order of magnitude and not an identity. Timesteps before the first are no part of g, nor of this.
