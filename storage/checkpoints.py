@@ -10,6 +10,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
+from storage.commit import crash_point
 from storage.disk import disk_errors, flush, make_folder
 from storage.layout import Workspace, check_name
 
@@ -44,6 +45,7 @@ def staged_checkpoint(workspace: Workspace, run_id: str, name: str, step: int) -
                 flush(path)
             earlier = [path for path in folder.glob("*") if path.name.isdigit()]
             os.rename(draft, folder / str(step))
+            crash_point("after_rename", "checkpoints")
             flush(folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)

@@ -20,7 +20,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from storage.artifacts import MANIFEST, REMOVED, ArtifactRef, FileEntry, Manifest, artifact_digest, file_entry, is_committed
+from storage.artifacts import (
+    MANIFEST,
+    REMOVED,
+    ArtifactRef,
+    FileEntry,
+    Manifest,
+    artifact_digest,
+    file_entry,
+    is_committed,
+)
 from storage.disk import disk_errors, flush, make_folder, write_in_one_step
 from storage.errors import ConflictingArtifact, InvalidName
 from storage.layout import STAGING, Workspace
@@ -33,7 +42,8 @@ _visits: dict[str, int] = {}
 def crash_point(point: str, table: str) -> None:
     """For crash tests: `POPALIGN_KILL_AT=<point>:<table>[:<nth>]` ends the process here, as a power cut would.
 
-    Points: after_stage, before_rename, before_manifest, after_commit. nth: from 1, counted over the process.
+    Points: after_stage, before_rename, before_manifest, after_commit; after_rename of checkpoints. nth: from 1, counted
+    over the process.
     """
     wanted = os.environ.get(KILL_VARIABLE)
     if wanted is None:

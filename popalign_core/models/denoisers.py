@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, UNet2DConditionModel
+from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import calculate_shift
 from torch import Tensor, nn
 
 from popalign_core.alignment.denoiser import FlowSchedule, NoiseSchedule, Schedule
@@ -100,14 +101,18 @@ def flow_schedule_of(scheduler: Any, tokens: int) -> FlowSchedule:
     """The rectified flow of a scheduler of diffusers, with the shift that it has at a resolution.
 
     tokens: patches of an image. More of them need more noise to be hidden as well, so the steps are shifted towards
-    it; sigma becomes s sigma / (1 + (s - 1) sigma), s fixed or a function of the tokens. Source: Esser et al. 2024,
-    section 5.3.2.
+    it; sigma becomes s sigma / (1 + (s - 1) sigma), with s fixed or exp(mu). Source: Esser et al. 2024, section 5.3.2.
     """
     config = scheduler.config
     # Drawing leaves the steps of a sampler in a scheduler: these are as it was made.
     sigmas: Tensor = FlowMatchEulerDiscreteScheduler.from_config(config).sigmas
     if config.use_dynamic_shifting:
-        slope = (config.max_shift - config.base_shift) / (config.max_image_seq_len - config.base_image_seq_len)
-        mu = config.base_shift + slope * (tokens - config.base_image_seq_len)
-        sigmas = scheduler.time_shift(mu, 1.0, sigmas)
+        sigmas = scheduler.time_shift(resolution_shift(config, tokens), 1.0, sigmas)
     return FlowSchedule(sigmas.flip(0).float())
+
+
+def resolution_shift(config: Any, tokens: int) -> float:
+    """The `mu` of a scheduler that shifts with the resolution, linear in the tokens as in diffusers' pipelines."""
+    return calculate_shift(
+        tokens, config.base_image_seq_len, config.max_image_seq_len, config.base_shift, config.max_shift
+    )

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from popalign_core.acceleration import VaeDtype
 from popalign_core.models.checkpoints import check_pipeline_folder, resolve_source
 from popalign_core.models.families import SDXL, STABLE_DIFFUSION, STABLE_DIFFUSION_3, Family, family_named
 from popalign_core.models.sdxl import DtypeName, ModelSource, load_sdxl, pipeline_index
@@ -24,9 +25,11 @@ def family_of(pipeline: str) -> Family:
     return family_named(pipeline_index(pipeline).get("_class_name"), pipeline)
 
 
-def load_model(source: ModelSource, *, device: str = "auto", dtype: DtypeName = "float32") -> TextToImageModel:
-    """The model of a source, as its pipeline's class in `model_index.json` says.
+def load_model(
+    source: ModelSource, *, device: str = "auto", dtype: DtypeName = "float32", vae_dtype: VaeDtype = "model"
+) -> TextToImageModel:
+    """The model of a source, as its pipeline's class in `model_index.json` says. vae_dtype: see `load_pipeline`.
 
     Raises: ModelNotUsable, InvalidInput.
     """
-    return _LOADERS[family_of(source.pipeline).pipeline](source, device=device, dtype=dtype)
+    return _LOADERS[family_of(source.pipeline).pipeline](source, device=device, dtype=dtype, vae_dtype=vae_dtype)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -17,6 +18,7 @@ from diffusers import (
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from popalign_core.acceleration import VaeDtype
 from popalign_core.alignment.denoiser import Schedule
 from popalign_core.errors import InvalidInput, ModelNotUsable
 from popalign_core.models.checkpoints import (
@@ -31,7 +33,7 @@ from popalign_core.models.checkpoints import (
 from popalign_core.models.denoisers import SdxlDenoiser, noise_schedule_of
 from popalign_core.models.families import SDXL, Family, check_prediction, largest_side, size_step
 from popalign_core.models.lora import FILE_NAME as LORA_FILE
-from popalign_core.models.text_to_image import TextToImageModel
+from popalign_core.models.prompt_embeddings import PromptEmbeddings, PromptEncoder
 
 SCHEDULERS = {
     "ddim": DDIMScheduler,
@@ -68,19 +70,6 @@ class ModelSource:
         )
 
 
-@dataclass(frozen=True)
-class PromptEmbeddings:
-    """Rows of distinct prompts: context (n, tokens, width), pooled (n, width), of width 0 where a model takes none."""
-
-    context: Tensor
-    pooled: Tensor
-
-    def rows(self, indices: Sequence[int]) -> "PromptEmbeddings":
-        """The rows of the given prompts, repeats allowed."""
-        index = torch.tensor(list(indices))
-        return PromptEmbeddings(self.context[index], self.pooled[index])
-
-
 class PipelineModel:
     """A loaded pipeline on a device; its families differ in little. Frozen: nothing here changes its weights."""
 
@@ -90,7 +79,8 @@ class PipelineModel:
         self.pipeline = pipeline
         self.source = source
         self.device = device
-        self._encoded: dict[str, tuple[Tensor, Tensor]] = {}
+        versions = {name: version(name) for name in ("torch", "transformers", "diffusers")}
+        self.prompts = PromptEncoder(pipeline, device, versions)
 
     @property
     def pixels_per_latent(self) -> int:
@@ -112,10 +102,6 @@ class PipelineModel:
         vae, denoiser = dict(self.pipeline.vae.config), dict(self.network.config)
         check_image_size(height, width, size_step(self.family, denoiser, vae), largest_side(denoiser, vae))
 
-    def encode_prompt(self, text: str) -> tuple[Tensor, Tensor]:
-        """Context (1, tokens, width) and pooled (1, width) of one prompt, on the device."""
-        raise NotImplementedError
-
     def schedule(self, image_size: int = 0) -> Schedule:  # noqa: ARG002 - some families shift it with the size
         """The forward process that the pipeline was trained on. image_size: pixels a side, 0 = the model's own."""
         return noise_schedule_of(self.pipeline.scheduler)
@@ -124,48 +110,35 @@ class PipelineModel:
         """The network as training calls it, a `TrainableDenoiser`. image_size: as in `schedule`."""
         raise NotImplementedError
 
-    @torch.no_grad()
-    def encode_prompts(self, texts: Sequence[str]) -> PromptEmbeddings:
-        """Embeddings of prompts, on the CPU in the model's dtype; the empty one by `encode_unconditional`.
+    def conditions(self, context: Tensor, pooled: Tensor, height: int, width: int) -> dict[str, Any]:
+        """What the network is called with beside latents and time, rows as given. height, width in pixels."""
+        raise NotImplementedError
 
-        Each prompt is encoded alone: in a batch its embedding would change, by rounding, with the batch's size. Each is
-        encoded once, however many shards use it: the text encoders are never trained.
-        """
-        for text in texts:
-            if text not in self._encoded:
-                context, pooled = self.encode_prompt(text)
-                self._encoded[text] = context.cpu(), pooled.cpu()
-        found = [self._encoded[text] for text in texts]
-        return PromptEmbeddings(
-            torch.cat([context for context, _ in found]), torch.cat([pooled for _, pooled in found])
-        )
+    def shift(self, height: int, width: int) -> dict[str, float]:  # noqa: ARG002 - some families shift with the size
+        """What a sampler's times are set with beside their number. height, width in pixels."""
+        return {}
 
-    @torch.no_grad()
+    @property
+    def has_zero_unconditional(self) -> bool:
+        """Whether zeros stand for "no prompt", as in SDXL."""
+        return bool(self.pipeline.config.get("force_zeros_for_empty_prompt", False))
+
     def encode_unconditional(self) -> PromptEmbeddings:
-        """What stands for "no prompt": zeros where the pipeline says so (as SDXL does), else the empty string's."""
-        empty = self.encode_prompts([""])
-        if self.pipeline.config.get("force_zeros_for_empty_prompt", False):
+        """What stands for "no prompt": zeros where the pipeline says so, else the empty string's embedding."""
+        empty = self.prompts.encode([""])
+        if self.has_zero_unconditional:
             return PromptEmbeddings(torch.zeros_like(empty.context), torch.zeros_like(empty.pooled))
         return empty
 
     def encode_captions(self, texts: Sequence[str]) -> dict[str, Tensor]:
         """Embeddings of captions and of the empty one, in float32, by the names of `AlignmentData`."""
-        embeddings, empty = self.encode_prompts(texts), self.encode_unconditional()
+        embeddings, empty = self.prompts.encode(texts), self.encode_unconditional()
         return {
             "prompt_embeddings": embeddings.context.float(),
             "pooled": embeddings.pooled.float(),
             "empty_prompt_embedding": empty.context[0].float(),
             "empty_pooled": empty.pooled[0].float(),
         }
-
-    def conditions(self, rows: PromptEmbeddings, empty: PromptEmbeddings | None) -> dict[str, Tensor]:
-        """What the pipeline is called with for a batch of prompts, on the device. empty: None without guidance."""
-        count = len(rows.context)
-        given = {"prompt_embeds": rows.context, "pooled_prompt_embeds": rows.pooled}
-        if empty is not None:
-            given["negative_prompt_embeds"] = empty.context.expand(count, -1, -1)
-            given["negative_pooled_prompt_embeds"] = empty.pooled.expand(count, -1)
-        return {name: tensor.to(self.device) for name, tensor in given.items() if tensor.shape[-1]}
 
     @torch.no_grad()
     def encode_images(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
@@ -184,17 +157,16 @@ class SdxlModel(PipelineModel):
 
     family = SDXL
 
-    def encode_prompt(self, text: str) -> tuple[Tensor, Tensor]:
-        """See `PipelineModel`."""
-        context, _, pooled, _ = self.pipeline.encode_prompt(
-            prompt=text, device=self.device, num_images_per_prompt=1, do_classifier_free_guidance=False
-        )
-        return context, pooled
-
     def denoiser(self, image_size: int = 0) -> SdxlDenoiser:
         """See `PipelineModel`."""
         side = image_size or self.native_size
         return SdxlDenoiser(self.network, self.schedule(), self.time_ids(side, side))
+
+    def conditions(self, context: Tensor, pooled: Tensor, height: int, width: int) -> dict[str, Any]:
+        """See `PipelineModel`."""
+        times = self.time_ids(height, width).to(pooled.device, pooled.dtype).repeat(len(pooled), 1)
+        added = {"text_embeds": pooled, "time_ids": times}
+        return {"encoder_hidden_states": context, "added_cond_kwargs": added}
 
     def time_ids(self, height: int, width: int) -> Tensor:
         """SDXL's size conditions (1, 6): original size, crop corner, target size."""
@@ -215,10 +187,13 @@ def pick_device(name: str) -> torch.device:
     return accelerator or torch.device("cpu")
 
 
-def load_sdxl(source: ModelSource, *, device: str = "auto", dtype: DtypeName = "float32") -> SdxlModel:
+def load_sdxl(
+    source: ModelSource, *, device: str = "auto", dtype: DtypeName = "float32", vae_dtype: VaeDtype = "model"
+) -> SdxlModel:
     """As `load_pipeline`, for what is known to be SDXL."""
     place = pick_device(device)
-    return SdxlModel(load_pipeline(source, SDXL, device=place, dtype=dtype, add_watermarker=False), source, place)
+    pipeline = load_pipeline(source, SDXL, place, dtype, vae_dtype, add_watermarker=False)
+    return SdxlModel(pipeline, source, place)
 
 
 def pipeline_index(pipeline: str) -> dict[str, Any]:
@@ -233,31 +208,30 @@ def pipeline_index(pipeline: str) -> dict[str, Any]:
 
 
 def load_pipeline(
-    source: ModelSource, family: Family, *, device: torch.device, dtype: DtypeName, **options: Any
+    source: ModelSource,
+    family: Family,
+    device: torch.device,
+    dtype: DtypeName = "float32",
+    vae_dtype: VaeDtype = "model",
+    **options: Any,
 ) -> DiffusionPipeline:
     """Loads a pipeline in safetensors, with the LoRAs and the UNet or transformer that the source names.
 
-    options: of the pipeline's constructor. Raises: ModelNotUsable with the reason and the way out.
+    vae_dtype: model = like the rest; where that is float16 and the VAE overflows in it, float32. options: of the
+    pipeline's constructor. Raises: ModelNotUsable with the reason and the way out.
     """
-    resolved = resolve_source(source.pipeline)
-    loading: dict[str, Any] = {"dtype": DTYPES[dtype], "use_safetensors": True}
-    if Path(resolved).exists():
-        check_pipeline_folder(Path(resolved))
-    # diffusers wants to be told of a part that is not there.
-    options.update(dict.fromkeys(absent_parts(family, pipeline_index(source.pipeline))))
     replacement = None
     if source.unet is not None:
         check_weights(Path(source.unet))
-        replacement = getattr(diffusers, family.network).from_pretrained(source.unet, **loading)
+        network = getattr(diffusers, family.network)
+        replacement = network.from_pretrained(source.unet, dtype=DTYPES[dtype], use_safetensors=True)
         # A LoRA is fused into the pipeline's own denoiser, so that one has to be loaded first.
         if source.fused_lora is None:
             options[family.denoiser] = replacement
-    try:
-        pipeline = getattr(diffusers, family.pipeline).from_pretrained(resolved, **loading, **options)
-    except (OSError, ValueError) as error:
-        raise ModelNotUsable(
-            f"{source.pipeline!r} could not be loaded as a pipeline of {family.title}: {error}. {_WAY_OUT}"
-        ) from error
+    options["dtype"] = DTYPES[dtype]
+    if vae_dtype not in ("model", dtype):
+        options["dtype"] = {"vae": DTYPES[vae_dtype], "default": DTYPES[dtype]}
+    pipeline = _opened(source.pipeline, family, options)
     check_prediction(family, {"_class_name": type(pipeline.scheduler).__name__, **pipeline.scheduler.config})
     if source.fused_lora is not None:
         _load_lora(pipeline, source.fused_lora)
@@ -267,14 +241,30 @@ def load_pipeline(
             pipeline.register_modules(**{family.denoiser: replacement})
     if source.lora is not None:
         _load_lora(pipeline, source.lora)
-    pipeline.to(device)
-    getattr(pipeline, family.denoiser).to(memory_format=torch.channels_last)
-    pipeline.vae.to(memory_format=torch.channels_last)
+    if vae_dtype == "model" and dtype == "float16" and pipeline.vae.config.force_upcast:
+        pipeline.vae.to(torch.float32)  # as diffusers does for each decoding
+    # The text encoders stay in main memory: see PromptEncoder.
+    for part in (getattr(pipeline, family.denoiser), pipeline.vae):
+        part.to(device, memory_format=torch.channels_last)
     pipeline.set_progress_bar_config(disable=True)
     for part in family.weighted:
         if (network := getattr(pipeline, part)) is not None:
             network.eval().requires_grad_(False)
     return pipeline
+
+
+def _opened(source: str, family: Family, options: dict[str, Any]) -> DiffusionPipeline:
+    resolved = resolve_source(source)
+    if Path(resolved).exists():
+        check_pipeline_folder(Path(resolved))
+    # diffusers wants to be told of a part that is not there.
+    absent: dict[str, None] = dict.fromkeys(absent_parts(family, pipeline_index(source))) if family.optional else {}
+    try:
+        return getattr(diffusers, family.pipeline).from_pretrained(resolved, use_safetensors=True, **absent, **options)
+    except (OSError, ValueError) as error:
+        raise ModelNotUsable(
+            f"{source!r} could not be loaded as a pipeline of {family.title}: {error}. {_WAY_OUT}"
+        ) from error
 
 
 def _load_lora(pipeline: DiffusionPipeline, source: str) -> None:
@@ -285,9 +275,3 @@ def _load_lora(pipeline: DiffusionPipeline, source: str) -> None:
             f"{source!r} could not be loaded as a LoRA: {str(error).splitlines()[0]} Give a folder with "
             f"{LORA_FILE}, or a hub id that this machine can reach or has in its cache."
         ) from error
-
-
-def set_scheduler(model: TextToImageModel, name: SchedulerName) -> None:
-    """Replaces the pipeline's sampler, keeping its noise schedule. Raises: UnknownName where it does not fit."""
-    model.family.check_scheduler(name)
-    model.pipeline.scheduler = SCHEDULERS[name].from_config(model.pipeline.scheduler.config)

@@ -10,7 +10,8 @@ from popalign_core.alignment.denoiser import Schedule
 from popalign_core.models.families import Family
 
 if TYPE_CHECKING:
-    from popalign_core.models.sdxl import ModelSource, PromptEmbeddings
+    from popalign_core.models.prompt_embeddings import PromptEmbeddings, PromptEncoder
+    from popalign_core.models.sdxl import ModelSource
 
 
 class TextToImageModel(Protocol):
@@ -27,6 +28,11 @@ class TextToImageModel(Protocol):
         ...
 
     @property
+    def pixels_per_latent(self) -> int:
+        """Image pixels per latent position along each side."""
+        ...
+
+    @property
     def native_size(self) -> int:
         """Image side in pixels at which the denoiser was trained."""
         ...
@@ -35,16 +41,26 @@ class TextToImageModel(Protocol):
         """Raises: InvalidInput where images of that size cannot be drawn."""
         ...
 
-    def encode_prompts(self, texts: Sequence[str]) -> "PromptEmbeddings":
-        """Embeddings of prompts, on the CPU."""
+    @property
+    def prompts(self) -> "PromptEncoder":
+        """Its text encoders."""
+        ...
+
+    @property
+    def has_zero_unconditional(self) -> bool:
+        """Whether zeros stand for "no prompt"."""
         ...
 
     def encode_unconditional(self) -> "PromptEmbeddings":
         """What stands for "no prompt"."""
         ...
 
-    def conditions(self, rows: "PromptEmbeddings", empty: "PromptEmbeddings | None") -> dict[str, Tensor]:
-        """What the pipeline is called with for a batch of prompts. empty: None without guidance."""
+    def conditions(self, context: Tensor, pooled: Tensor, height: int, width: int) -> dict[str, Any]:
+        """What the network is called with beside latents and time, rows as given. height, width in pixels."""
+        ...
+
+    def shift(self, height: int, width: int) -> dict[str, float]:
+        """What a sampler's times are set with beside their number. height, width in pixels."""
         ...
 
     def encode_captions(self, texts: Sequence[str]) -> dict[str, Tensor]:

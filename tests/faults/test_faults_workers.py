@@ -31,7 +31,7 @@ OWN_TO_A_RUN = {"starts", "timings"}
 SETTINGS = (
     "device=cpu expansion.axes=perceived_gender expansion.max_subjects=2 sampling.steps=10 sampling.batch_size=8 "
     "sampling.shard_size=8 images.train_neutral=24 images.validation=4 images.evaluation=4 images.trained=1 "
-    "images.obedience=2 populations.weighting=even alignment.rounds=1 alignment.steps=80 alignment.pairs_per_step=2 "
+    "images.obedience=2 populations.weighting=even alignment.rounds=1 alignment.steps=20 alignment.pairs_per_step=2 "
     "alignment.checkpoint_steps=4 assessment.resamples=200"
 ).split()
 
@@ -94,13 +94,6 @@ def found_at_work(stack: Stack, name: str, begun: Callable[[], bool]) -> tuple[i
     return found[0][0], UUID(found[0][1])
 
 
-def kill_when(stack: Stack, name: str, begun: Callable[[], bool]) -> None:
-    """SIGKILLs a process of a stage once it has begun, and waits until its worker has noticed."""
-    pid, run_id = found_at_work(stack, name, begun)
-    os.kill(pid, signal.SIGKILL)
-    wait_for(f"the crash of {name}", lambda: state_of(stack, run_id) == "Crashed", 180)
-
-
 def kill_worker_when(stack: Stack, name: str, begun: Callable[[], bool]) -> UUID:
     """SIGKILLs a worker with all that it runs: nobody is left to say that it died."""
     pid, run_id = found_at_work(stack, name, begun)
@@ -123,7 +116,7 @@ def test_disturbed_in_every_stage_it_ends_with_the_same_artifacts(stack: Stack, 
     )
     with stack.locked_database():
         time.sleep(5)
-    # Classification is quick: its processes end themselves in the middle of a commit, until there are other workers.
+    # Classification and training are quick: their processes end themselves, until there are other workers.
     stack.new_gpu_workers(POPALIGN_KILL_AT="before_manifest:attributes")
     wait_for("a crash of classification", lambda: crashed(stack, f"classification {RUN} base round-1"))
     stack.new_gpu_workers()
@@ -132,7 +125,10 @@ def test_disturbed_in_every_stage_it_ends_with_the_same_artifacts(stack: Stack, 
     stack.kill("server")
     time.sleep(5)
     stack.launch_server()
-    kill_when(stack, f"training {RUN} round 1", lambda: committed(root, ".checkpoints/round-1/*"))
+    stack.new_gpu_workers(POPALIGN_KILL_AT="after_rename:checkpoints:2")
+    wait_for("a crash of training", lambda: crashed(stack, f"training {RUN} round 1"))
+    assert committed(root, ".checkpoints/round-1/8/*")
+    stack.new_gpu_workers()
     wait_for("the model", lambda: committed(root, "models/round-1/manifest.json"), 600)
     # The flow that orders the others; its runs on workers go on, and the retry takes them over.
     wait_for("evaluation", lambda: committed(root, "samples/base.evaluation.*/manifest.json"), 600)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from dataclasses import replace
 
 import pytest
@@ -95,9 +96,10 @@ def test_equal_content_is_committed_once_and_other_content_never(ref):
     assert leftovers(ref) == ["manifest.json", "part"]
 
 
-def test_the_manifests_name_is_taken(ref):
-    with pytest.raises(InvalidName, match=r"manifest\.json"), staged_artifact(ref) as folder:
-        (folder / "manifest.json").write_text(json.dumps({"files": {}, "facts": {}}))
+@pytest.mark.parametrize("name", ["manifest.json", "removed.json"])
+def test_names_of_storages_own_files_are_taken(ref, name):
+    with pytest.raises(InvalidName, match=re.escape(name)), staged_artifact(ref) as folder:
+        (folder / name).write_text(json.dumps({"files": {}, "facts": {}}))
     assert leftovers(ref) == []
 
 
