@@ -30,6 +30,7 @@ from storage.commit import staged_artifact
 from storage.errors import NotCommitted
 from storage.layout import Workspace
 from storage.leftovers import remove_leftovers
+from storage.registry import weights_part
 from storage.retention import check_complete
 from storage.tables import read_rows, write_rows
 from tasks.versions import code_version
@@ -118,9 +119,10 @@ def model_source(workspace: str, run_id: str, config: RunConfig, model_id: str) 
     ref = reference(workspace, run_id, "models", model_id)
     if not is_committed(ref):
         raise NotCommitted(f"run {run_id} has no committed model {model_id!r}.")
-    part = "lora" if config.alignment.lora_rank else "unet"
+    adapter = "lora" if config.alignment.lora_rank else "full"
+    part = weights_part(ref, adapter)
     require_present(ref, part)
-    return replace(base, **{part: str(ref.folder / part)})
+    return replace(base, **{"lora" if adapter == "lora" else "unet": str(ref.folder / part)})
 
 
 def placed(workspace: str, source: str) -> str:

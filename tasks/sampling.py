@@ -13,7 +13,8 @@ from popalign_core.attributes import AXES
 from popalign_core.config import RunConfig
 from popalign_core.expansion import Prompt
 from popalign_core.sample_sets import image_requests, slices
-from popalign_core.sampling import ImageRequest, SampledImage, sample_images, sampler_fingerprint
+from popalign_core.sampler_facts import sampler_fingerprint
+from popalign_core.sampling import ImageRequest, SampledImage, sample_images
 from popalign_core.seeds import sample_seed
 from storage.artifacts import ArtifactRef, is_committed
 from storage.commit import staged_artifact

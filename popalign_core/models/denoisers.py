@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, UNet2DConditionModel
-from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import calculate_shift
 from torch import Tensor, nn
 
 from popalign_core.alignment.denoiser import FlowSchedule, NoiseSchedule, Schedule
@@ -113,6 +112,5 @@ def flow_schedule_of(scheduler: Any, tokens: int) -> FlowSchedule:
 
 def resolution_shift(config: Any, tokens: int) -> float:
     """The `mu` of a scheduler that shifts with the resolution, linear in the tokens as in diffusers' pipelines."""
-    return calculate_shift(
-        tokens, config.base_image_seq_len, config.max_image_seq_len, config.base_shift, config.max_shift
-    )
+    slope = (config.max_shift - config.base_shift) / (config.max_image_seq_len - config.base_image_seq_len)
+    return float(config.base_shift + slope * (tokens - config.base_image_seq_len))
