@@ -14,8 +14,8 @@ class Acceleration:
     skip_empty_attention: no cross-attention where the prompt's embedding is all zeros: its output is known.
     channels_last: memory layout of UNet and VAE. compile: none; each transformer block; or the whole UNet.
     fused_projections: query, key and value in one product. cuda_graphs: the UNet's kernels started at once.
-    vae_dtype: model = as the UNet, or float32 where the VAE overflows in float16. vae_batch: latents that are decoded at
-    once, 0 = the whole batch.
+    vae_dtype: model = as the UNet, or float32 where the VAE overflows in float16. vae_batch: latents decoded at once,
+    0 = the whole batch.
     """
 
     skip_empty_attention: bool = True

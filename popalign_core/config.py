@@ -38,7 +38,7 @@ class ExpansionConfig(StageConfig):
 
 
 class SamplingConfig(StageConfig):
-    """How images are drawn. Everything here is part of the sampler's fingerprint."""
+    """How images are drawn. All but shard size and kept latents is part of the sampler's fingerprint."""
 
     scheduler: Annotated[
         Literal["ddim", "euler", "dpm++", "flow-euler"],
@@ -57,6 +57,39 @@ class SamplingConfig(StageConfig):
     attention: Annotated[Literal["default", "cudnn", "flash", "efficient", "math"], Field(title="Attention kernel")] = (
         "default"
     )
+    keep_latents: Annotated[
+        bool,
+        Field(title="Keep latents", description="Beside the images; training then takes them and encodes no image."),
+    ] = False
+
+
+class AccelerationConfig(StageConfig):
+    """What makes sampling faster and keeps the images, up to rounding. All but threads is in the fingerprint."""
+
+    skip_empty_attention: Annotated[
+        bool, Field(title="Skip empty attention", description="No cross-attention where an all-zero prompt stands.")
+    ] = True
+    channels_last: Annotated[bool, Field(title="Channels last", description="Memory layout of UNet and VAE.")] = True
+    compile: Annotated[
+        Literal["none", "regional", "full"],
+        Field(title="Compile", description="Each transformer block, or the whole UNet; minutes at the start."),
+    ] = "none"
+    fused_projections: Annotated[
+        bool, Field(title="Fused projections", description="Query, key and value in one product; not with a LoRA.")
+    ] = False
+    cuda_graphs: Annotated[
+        bool, Field(title="CUDA graphs", description="Starts all kernels of the UNet at once: for small batches.")
+    ] = False
+    vae_dtype: Annotated[
+        Literal["model", "float32", "bfloat16"],
+        Field(title="VAE's number format", description="model: the sampler's, or float32 if that would overflow."),
+    ] = "model"
+    vae_batch: Annotated[
+        int, Field(title="VAE batch", ge=0, description="Images decoded at once; 0 = the whole batch.")
+    ] = 0
+    encoding_threads: Annotated[
+        PositiveInt, Field(title="Encoding threads", description="They compress images while the next are drawn.")
+    ] = 2
 
 
 class ImageCounts(StageConfig):
@@ -211,6 +244,7 @@ class RunConfig(StageConfig):
     device: Annotated[str, Field(title="Device", description="auto, cpu, cuda, cuda:1 ...")] = "auto"
     expansion: Annotated[ExpansionConfig, Field(title="Expansion")] = ExpansionConfig()
     sampling: Annotated[SamplingConfig, Field(title="Sampling")] = SamplingConfig()
+    acceleration: Annotated[AccelerationConfig, Field(title="Acceleration of sampling")] = AccelerationConfig()
     images: Annotated[ImageCounts, Field(title="Images")] = ImageCounts()
     classification: Annotated[ClassificationConfig, Field(title="Classification")] = ClassificationConfig()
     populations: Annotated[PopulationsConfig, Field(title="Populations")] = PopulationsConfig()
@@ -223,6 +257,14 @@ class RunConfig(StageConfig):
             raise ValueError("populations.winners is drawn and images.train_specific is 0: there would be no winner")
         if self.populations.winners == "counterfactual" and self.images.train_specific:
             raise ValueError("counterfactual winners are drawn one by one: set images.train_specific to 0")
+        return self
+
+    @model_validator(mode="after")
+    def _weights_to_fuse(self) -> "RunConfig":
+        if self.acceleration.fused_projections and self.alignment.lora_rank:
+            raise ValueError(
+                "acceleration.fused_projections leaves out a LoRA beside the weights: turn one of them off"
+            )
         return self
 
 

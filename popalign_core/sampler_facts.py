@@ -1,15 +1,15 @@
-"""What can move a pixel: written down, hashed, and compared, so that images drawn differently are not mixed silently."""
+"""What can move a pixel: written down, hashed, compared, so that images drawn differently are not mixed silently."""
 
 import hashlib
 import json
-import platform
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import torch
+
+from popalign_core.devices import device_name
 
 if TYPE_CHECKING:
     from popalign_core.models.text_to_image import TextToImageModel
@@ -45,26 +45,16 @@ def sampler_facts(model: "TextToImageModel", settings: "SamplingSettings") -> di
 
 
 def _surroundings(device: torch.device) -> dict[str, object]:
-    libraries = {name: version(name) for name in LIBRARIES}
+    libraries = {name: version(name) for name in LIBRARIES} | {"device": device_name(device)}
     precision = {"float32_products": torch.get_float32_matmul_precision()}
     if device.type != "cuda":
-        return {**libraries, **precision, "device": f"{device.type}: {_processor()}"}
+        return {**libraries, **precision}
     return {
         **libraries,
         **precision,
-        "device": torch.cuda.get_device_name(device),
         "cudnn": torch.backends.cudnn.version(),
         "tf32_convolutions": torch.backends.cudnn.allow_tf32,
     }
-
-
-def _processor() -> str:
-    # Another instruction set takes other kernels.
-    capability = torch.backends.cpu.get_cpu_capability()
-    described = Path("/proc/cpuinfo")
-    lines = described.read_text().splitlines() if described.is_file() else []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return f"{next(names, platform.processor() or platform.machine())}, {capability}"
 
 
 def fingerprint(facts: Facts) -> str:

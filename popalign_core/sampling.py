@@ -50,7 +50,7 @@ class ImageRequest:
 class SampledImage:
     """pixels: uint8 (h, w, 3). batch_size: of the batch that it was drawn in.
 
-    latents: (c, h, w) on the CPU in the model's dtype, what the pixels were decoded from, scaled as the UNet knows them.
+    latents: (c, h, w), on the CPU in the model's dtype: what the pixels were decoded from, scaled as the UNet knows it.
     """
 
     request: ImageRequest

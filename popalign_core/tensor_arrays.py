@@ -1,5 +1,7 @@
 """Tensors as the arrays that storage takes, bit for bit; numpy has no bfloat16, so its bits stand there as uint16."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -19,3 +21,16 @@ def as_tensor(array: np.ndarray, dtype: torch.dtype) -> Tensor:
     if tensor.dtype != dtype:
         raise ValueError(f"an array of {array.dtype} does not hold {dtype}.")
     return tensor
+
+
+def as_bytes(tensor: Tensor) -> bytes:
+    """The values in the order of the shape, little-endian."""
+    array = as_array(tensor)
+    return array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
+
+
+def from_bytes(data: bytes, shape: Sequence[int], dtype: str) -> Tensor:
+    """The tensor that `as_bytes` was given. dtype: its name without "torch."."""
+    stored = np.dtype("uint16" if dtype == "bfloat16" else dtype)
+    array = np.frombuffer(data, stored.newbyteorder("<")).astype(stored)
+    return as_tensor(array.reshape(tuple(shape)), getattr(torch, dtype))

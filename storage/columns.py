@@ -67,6 +67,7 @@ UNITS = {
     "ratio_low": "1",
     "ratio_high": "1",
     "checks": "of the check",
+    "shape": "elements",
     "seconds": "s",
     "items": "images, rows or steps",
 }

@@ -84,6 +84,32 @@ TABLES: dict[str, TableSpec] = {
         "the bytes of each image, beside `samples`",
         [SAMPLE, ("image", pa.binary(), "lossless file"), ("format", STR, "webp")],
     ),
+    "latents": (
+        "what each image was decoded from, beside `samples`, where `sampling.keep_latents` is on",
+        [
+            SAMPLE,
+            ("latents", pa.binary(), "little-endian values in the order of the shape, scaled as the UNet knows them"),
+            ("shape", pa.list_(I32), "channels, height, width"),
+            ("dtype", STR, "float32, float16, or bfloat16"),
+        ],
+    ),
+    "samplers": (
+        "one row a sampler fingerprint: what it stands for",
+        [
+            RUN,
+            ("sampler_fingerprint", STR, "of rows in `samples`"),
+            ("facts", pa.map_(STR, STR), "everything that can move a pixel, as it was in effect"),
+        ],
+    ),
+    "sampler_differences": (
+        "one row a fact in which images that were compared or mixed were drawn differently; none is the rule",
+        [
+            RUN,
+            ("compared", STR, "populations of a round, or the assessment of a model"),
+            ("fact", STR, "key of `samplers.facts`; the model itself is left out"),
+            ("values", pa.list_(STR), "its values, each once"),
+        ],
+    ),
     "attributes": (
         "one row an image, axis and classifier; no image is left out",
         [
@@ -209,6 +235,7 @@ TABLES: dict[str, TableSpec] = {
 # Tables that lie in another table's artifacts, written in the same commit.
 FOLDER = {
     "images": "samples",
+    "latents": "samples",
     "preferences": "populations",
     "refusals": "populations",
     "yields": "populations",

@@ -29,7 +29,7 @@ from storage.checkpoints import remove_checkpoints
 from storage.commit import staged_artifact
 from storage.errors import NotCommitted
 from storage.tables import write_rows
-from tasks.alignment_data import alignment_data
+from tasks.alignment_data import alignment_data, data_kind
 from tasks.progress import progress_of
 from tasks.registry import lineage
 from tasks.run import as_row, loaded_model, model_source, passes, timed
@@ -118,7 +118,9 @@ def train_round(order: RoundOrder, report: Report, accelerator: "Accelerator | N
         model, earlier_lora = _load_model(order, device)
     with _timing(ref, model.device.type, processes) as facts:
         with same_outcome(processes):
-            data = alignment_data(order.preferences, model, named=order.config.alignment.preserve_weight > 0)
+            named, kept = order.config.alignment.preserve_weight > 0, order.config.sampling.keep_latents
+            data = alignment_data(order.preferences, model, named=named, kept_latents=kept)
+            report.say(f"latents of the training data: {data_kind(data)}")
             settings = alignment_settings(order.config.alignment, order.config.seed, order.round_index)
             row = _described_model(order, model, data, settings, report)
             policy = _policy(order.config, model, settings.seed, earlier_lora)
@@ -129,7 +131,8 @@ def train_round(order: RoundOrder, report: Report, accelerator: "Accelerator | N
         facts["items"] = len(records)
         with same_outcome(processes):
             if processes.is_first:
-                _commit(order, state, row, records, processes.share.processes)
+                facts_of_data = {"latents": data_kind(data)}
+                _commit(order, state, row, records, facts_of_data | _facts_of_processes(processes))
 
 
 def _load_model(order: RoundOrder, device: str) -> tuple[TextToImageModel, Path | None]:
@@ -197,11 +200,20 @@ def _followed(
     return records
 
 
+def _facts_of_processes(processes: Processes) -> dict[str, object]:
+    world = processes.share.processes
+    return {} if world == 1 else {"training_processes": world}
+
+
 def _commit(
-    order: RoundOrder, state: TrainingState, row: dict[str, object], records: list[StepRecord], world: int
+    order: RoundOrder,
+    state: TrainingState,
+    row: dict[str, object],
+    records: list[StepRecord],
+    facts: dict[str, object],
 ) -> None:
     ref, denoiser = order.ref, state.policy.denoiser
-    with staged_artifact(ref, {} if world == 1 else {"training_processes": world}) as folder:
+    with staged_artifact(ref, facts) as folder:
         kept = nullcontext() if state.average is None else substituted_weights(denoiser, state.average)
         with kept:
             save_weights(state.policy, folder, lora=bool(order.config.alignment.lora_rank))

@@ -25,6 +25,7 @@ from storage.images import decode_image
 from storage.tables import read_artifact, write_rows
 from tasks.labels import labelled_samples
 from tasks.run import BASE, builder, classifier_of, read_prompts, reference, timed
+from tasks.samplers import report_differences
 from tasks.sampling import plan_shards
 
 BUILDER_ROLE, JUDGE_ROLE = "builder", "judge"
@@ -53,6 +54,11 @@ def assess(workspace: str, run_id: str, config: RunConfig, model_id: str) -> Art
     decision = reference(workspace, run_id, "decisions", model_id)
     if is_committed(ref) and is_committed(decision):
         return ref
+    purposes = (*SPLITS, "obedience")
+    shards = [
+        s for model in (BASE, model_id) for p in purposes for s in plan_shards(workspace, run_id, config, model, p)
+    ]
+    report_differences(f"assessment of {model_id}", f"assessment.{model_id}", shards)
     with timed(ref, "assessment", pick_device(config.device).type) as facts:
         assessment = _Assessment(workspace, run_id, config, model_id)
         for purpose, split in SPLITS.items():

@@ -17,6 +17,8 @@ from storage.tables import read_artifact, write_rows
 from tasks.counterfactuals import read_counterfactuals
 from tasks.labels import labelled_samples
 from tasks.run import read_prompts, reference
+from tasks.samplers import report_differences
+from tasks.sampling import plan_shards
 from tasks.targets import own_samples, population_plans
 
 Changes = dict[str, tuple[list[Counterfactual], dict[str, LabelledSample]]]
@@ -34,11 +36,15 @@ def build_preferences(workspace: str, run_id: str, config: RunConfig, model_id: 
     samples = labelled_samples(workspace, run_id, config, model_id, f"round-{round_index}", "builder")
     own = own_samples(samples, [prompt_id for prompt_id, prompt in prompts.items() if prompt.kind == "neutral"])
     plans = population_plans(workspace, run_id, config, model_id, round_index, own)
+    purposes = [f"round-{round_index}"]
     changes: Changes = {}
     if config.populations.winners == "counterfactual":
+        purposes.append(f"counterfactual-{round_index}")
         planned = reference(workspace, run_id, "counterfactuals", f"round-{round_index}")
         drawn = labelled_samples(workspace, run_id, config, model_id, f"counterfactual-{round_index}", "builder")
         changes = read_counterfactuals(planned, prompts, drawn)
+    shards = [s for purpose in purposes for s in plan_shards(workspace, run_id, config, model_id, purpose)]
+    report_differences(f"populations of round {round_index}", f"populations.round-{round_index}", shards)
     found: dict[str, list[dict[str, object]]] = {name: [] for name in TABLES}
     for prompt_id, mine in own.items():
         prompt = prompts[prompt_id]

@@ -16,7 +16,8 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
 from prefect.context import FlowRunContext
 
-from popalign_core.config import ClassificationConfig, RunConfig, SamplingConfig, parse_config
+from popalign_core.acceleration import Acceleration, VaeDtype
+from popalign_core.config import AccelerationConfig, ClassificationConfig, RunConfig, SamplingConfig, parse_config
 from popalign_core.expansion import Prompt
 from popalign_core.models.attribute_heads import HeadClassifier
 from popalign_core.models.checkpoints import IN_WORKSPACE
@@ -36,6 +37,7 @@ from storage.tables import read_rows, write_rows
 from tasks.versions import code_version
 
 BASE = "base"
+UNCHANGED = AccelerationConfig()
 LIBRARIES = (
     "torch",
     "diffusers",
@@ -133,9 +135,9 @@ def placed(workspace: str, source: str) -> str:
 
 
 @lru_cache(maxsize=1)
-def loaded_model(source: ModelSource, device: str, dtype: Any) -> TextToImageModel:
+def loaded_model(source: ModelSource, device: str, dtype: Any, vae_dtype: VaeDtype = "model") -> TextToImageModel:
     """One model in memory at a time; shards of the same model reuse it."""
-    return load_model(source, device=device, dtype=dtype)
+    return load_model(source, device=device, dtype=dtype, vae_dtype=vae_dtype)
 
 
 @lru_cache(maxsize=2)
@@ -155,10 +157,11 @@ def classifier_of(role: str, config: ClassificationConfig, device: str) -> ZeroS
     return builder(config.builder, device) if role == "builder" else judge(config.judge, device)
 
 
-def sampling_settings(config: SamplingConfig) -> SamplingSettings:
-    """The stage's part of the configuration as plain values."""
-    values = config.model_dump(exclude={"shard_size", "image_size"})
-    return SamplingSettings(height=config.image_size, width=config.image_size, **values)
+def sampling_settings(config: SamplingConfig, acceleration: AccelerationConfig = UNCHANGED) -> SamplingSettings:
+    """Two parts of the configuration as plain values."""
+    values = config.model_dump(exclude={"shard_size", "image_size", "keep_latents"})
+    switches = Acceleration(**acceleration.model_dump(exclude={"encoding_threads"}))
+    return SamplingSettings(height=config.image_size, width=config.image_size, acceleration=switches, **values)
 
 
 async def passes(_task: object, _run: object, state: State[object]) -> bool:

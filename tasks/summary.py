@@ -15,7 +15,10 @@ NAMES = {"l2": "disparity (L2)", "clip_score": "CLIP score", "obedience": "obedi
 
 @dataclass(frozen=True)
 class RunSummary:
-    """headline: rows of (what, before, after, ratio), ready to show. failed_checks: names of what held the model."""
+    """headline: rows of (what, before, after, ratio), ready to show. failed_checks: names of what held the model.
+
+    drawn_differently: facts in which compared or mixed images were drawn differently, in words; empty is the rule.
+    """
 
     run_id: str
     verdict: str
@@ -23,6 +26,7 @@ class RunSummary:
     headline: tuple[tuple[str, str, str, str], ...]
     report: str
     failed_checks: tuple[str, ...] = ()
+    drawn_differently: str = ""
 
 
 @task(cache_policy=NO_CACHE)
@@ -38,7 +42,9 @@ def summarize_run(workspace: str, run_id: str, report: str) -> RunSummary:
             ratio = f"{row['ratio']:.2f} [{row['ratio_low']:.2f}, {row['ratio_high']:.2f}]"
             lines.append((name, f"{row['before']:.3f}", f"{row['after']:.3f}", ratio))
     failed = tuple(check["name"] for check in decision["checks"] if not check["passed"])
-    return RunSummary(run_id, decision["verdict"], decision["reason"], tuple(lines), report, failed)
+    differences = read_rows(place, run_id, "sampler_differences")
+    differently = "; ".join(f"{row['compared']}: {row['fact']} {', '.join(row['values'])}" for row in differences)
+    return RunSummary(run_id, decision["verdict"], decision["reason"], tuple(lines), report, failed, differently)
 
 
 def run_states(place: Workspace) -> list[tuple[str, str, str, str]]:

@@ -41,14 +41,13 @@ class UnetAttention:
         attention_mask: Tensor | None = None,
         temb: Tensor | None = None,
     ) -> Tensor:
-        """hidden_states: (rows, positions, width). encoder_hidden_states: (at most rows, tokens, width), None = self."""
+        """hidden_states: (rows, positions, width). encoder_hidden_states: (rows or fewer, tokens, width)."""
         del attention_mask, temb  # of attention that `is_plain` refuses
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         empty = len(hidden_states) - len(context)
         query, key, value = self._projected(attn, hidden_states[empty:], encoder_hidden_states)
-        split = (query.shape[-1] // attn.heads,)
-        heads = [part.unflatten(-1, (attn.heads, *split)).transpose(1, 2) for part in (query, key, value)]
-        attended = F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
+        query, key, value = (_heads(part, attn.heads) for part in (query, key, value))
+        attended = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
         output = attn.to_out[0](attended)
         if empty:
             nothing = attn.to_out[0](attended.new_zeros(1, 1, attended.shape[-1]))
@@ -64,9 +63,15 @@ class UnetAttention:
         return (attn.to_q(hidden), *attn.to_kv(context).chunk(2, dim=-1))
 
 
+def _heads(projected: Tensor, count: int) -> Tensor:
+    """(rows, positions, width) as (rows, heads, positions, width of a head)."""
+    rows, positions, width = projected.shape
+    return projected.view(rows, positions, count, width // count).transpose(1, 2)
+
+
 def attentions(unet: nn.Module) -> Iterator[tuple[str, Any]]:
     """Every attention of a UNet's transformer blocks, as (attn1 or attn2, module)."""
-    for name, module in unet.named_modules():
+    for name, module in cast("Iterator[tuple[str, Any]]", unet.named_modules()):
         last = name.rpartition(".")[2]
         if last in (SELF, CROSS):
             yield last, module
@@ -114,12 +119,13 @@ def attention_backend(name: AttentionName) -> AbstractContextManager[object]:
     """
     if name == "default":
         return nullcontext()
-    order = dict.fromkeys([KERNELS[name], *([] if name == "math" else KERNELS.values())])
-    return cast("AbstractContextManager[object]", sdpa_kernel(list(order), set_priority=True))
+    others = () if name == "math" else (other for other in KERNELS if other != name)
+    order = [KERNELS[kernel] for kernel in (name, *others)]
+    return cast("AbstractContextManager[object]", sdpa_kernel(order, set_priority=True))
 
 
 def used_kernel(unet: nn.Module, name: AttentionName) -> str:
-    """The kernel that computes the UNet's attention in truth. Raises: InvalidInput where it is not the one asked for."""
+    """The kernel that really computes the UNet's attention. Raises: InvalidInput where another one was asked for."""
     module: Any = next((module for module in unet.modules() if type(module).__name__ == "Attention"), None)
     if module is None:
         return "none"
@@ -127,7 +133,8 @@ def used_kernel(unet: nn.Module, name: AttentionName) -> str:
     shape = (2, module.heads, 64, weight.shape[0] // module.heads)
     query = torch.zeros(shape, device=weight.device, dtype=weight.dtype)
     with torch.inference_mode(), attention_backend(name):
-        choice = SDPBackend(torch._fused_sdp_choice(query, query, query))  # noqa: SLF001 - there is no public name
+        choose: Any = getattr(torch, "_fused_sdp_choice")  # noqa: B009 - there is no public name
+        choice = SDPBackend(choose(query, query, query))
     found = next((known for known, kernel in KERNELS.items() if kernel == choice), "none")
     if name not in ("default", found):
         raise InvalidInput(

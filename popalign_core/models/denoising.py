@@ -1,7 +1,7 @@
 """From noise to latents to pixels: the loop of diffusers' pipelines, bit for bit, in one fixed shape.
 
-A loop of its own, because the pipeline's encodes and decodes whole batches, wants all parts on one device, waits for the
-accelerator at every step, and has no place for what is skipped or recorded here.
+A loop of its own, because the pipeline decodes a batch at once, wants all its parts on one device, waits for the
+accelerator at every step, and has no place for what is skipped or kept here.
 """
 
 from collections.abc import Sequence
@@ -92,7 +92,7 @@ class Denoising:
 
     def decode(self, latents: Tensor) -> np.ndarray:
         """Pixels, uint8 (n, h, w, 3). Raises: InvalidInput where they are no numbers."""
-        parts = latents.split(self.acceleration.vae_batch or len(latents))
+        parts: tuple[Tensor, ...] = torch.split(latents, self.acceleration.vae_batch or len(latents))
         # Rounded on the device: a quarter of the bytes to move.
         return torch.cat([self._pixels(part) for part in parts]).permute(0, 2, 3, 1).cpu().numpy()
 
@@ -146,10 +146,10 @@ def _compile(unet: Any, acceleration: Acceleration) -> None:
     if before == wanted or (before == "none" and model_mode == "none"):
         return
     # diffusers names no repeated blocks of SD3's transformer, but says which ones must not be split.
-    names = unet._repeated_blocks or unet._no_split_modules  # noqa: SLF001
+    names = unet._repeated_blocks or unet._no_split_modules
     blocks = [module for module in unet.modules() if type(module).__name__ in names]
     for module in (unet, *blocks):
-        module._compiled_call_impl = None  # noqa: SLF001 - how torch undoes `Module.compile`
+        module._compiled_call_impl = None
     for module in {"none": [], "regional": blocks, "full": [unet]}[model_mode]:
         module.compile(dynamic=False)
     unet.popalign_compiled = "none" if model_mode == "none" else wanted

@@ -19,7 +19,8 @@ Form = Literal["lora", "unet", "transformer", "pipeline"]
 def export_form(source: ModelSource) -> Form:
     """An adapter on a plain pipeline is handed over alone, everything else as a whole UNet or transformer.
 
-    Only where the base model's LoRA also changes the text encoders, it takes the whole pipeline. Raises: ModelNotUsable.
+    Only where the base model's LoRA also changes the text encoders, it takes the whole pipeline.
+    Raises: ModelNotUsable.
     """
     if source.fused_lora is not None and adapts_text_encoders(source.fused_lora):
         return "pipeline"

@@ -30,9 +30,9 @@ class PromptEmbeddings:
 class PromptEncoder:
     """A pipeline's text encoders. They lie in main memory, and on the accelerator only while they encode."""
 
-    def __init__(self, pipeline: Any, device: torch.device, versions: Mapping[str, str]):
-        """versions: whatever else decides an embedding's last bit."""
-        self._pipeline, self._device, self._versions = pipeline, device, versions
+    def __init__(self, pipeline: Any, device: torch.device, surroundings: Mapping[str, str]):
+        """surroundings: device and versions, which decide an embedding's last bit."""
+        self._pipeline, self._device, self._surroundings = pipeline, device, surroundings
         self._family = FAMILIES[type(pipeline).__name__]
         self._known: dict[str, tuple[Tensor, Tensor]] = {}
 
@@ -45,8 +45,8 @@ class PromptEncoder:
 
     @cached_property
     def digest(self) -> str:
-        """Names the encoders (16 hex digits): weights as loaded, a LoRA's included, vocabularies, device, versions."""
-        digest = hashlib.sha256(repr((str(self._device), sorted(self._versions.items()))).encode())
+        """Names the encoders (16 hex digits): weights as loaded, a LoRA's included, vocabularies and surroundings."""
+        digest = hashlib.sha256(repr(sorted(self._surroundings.items())).encode())
         for encoder in self._encoders:
             for name, weight in sorted(encoder.state_dict().items()):
                 digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())

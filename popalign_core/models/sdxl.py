@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from popalign_core.acceleration import VaeDtype
 from popalign_core.alignment.denoiser import Schedule
+from popalign_core.devices import device_name
 from popalign_core.errors import InvalidInput, ModelNotUsable
 from popalign_core.models.checkpoints import (
     absent_parts,
@@ -79,8 +80,12 @@ class PipelineModel:
         self.pipeline = pipeline
         self.source = source
         self.device = device
-        versions = {name: version(name) for name in ("torch", "transformers", "diffusers")}
-        self.prompts = PromptEncoder(pipeline, device, versions)
+        surroundings = {name: version(name) for name in ("torch", "transformers", "diffusers")}
+        self.prompts = PromptEncoder(pipeline, device, surroundings | {"device": device_name(device)})
+
+    def encode_prompts(self, texts: Sequence[str]) -> PromptEmbeddings:
+        """Embeddings of at least one prompt, on the CPU in the model's dtype, each encoded once."""
+        return self.prompts.encode(texts)
 
     @property
     def pixels_per_latent(self) -> int:
@@ -125,14 +130,14 @@ class PipelineModel:
 
     def encode_unconditional(self) -> PromptEmbeddings:
         """What stands for "no prompt": zeros where the pipeline says so, else the empty string's embedding."""
-        empty = self.prompts.encode([""])
+        empty = self.encode_prompts([""])
         if self.has_zero_unconditional:
             return PromptEmbeddings(torch.zeros_like(empty.context), torch.zeros_like(empty.pooled))
         return empty
 
     def encode_captions(self, texts: Sequence[str]) -> dict[str, Tensor]:
         """Embeddings of captions and of the empty one, in float32, by the names of `AlignmentData`."""
-        embeddings, empty = self.prompts.encode(texts), self.encode_unconditional()
+        embeddings, empty = self.encode_prompts(texts), self.encode_unconditional()
         return {
             "prompt_embeddings": embeddings.context.float(),
             "pooled": embeddings.pooled.float(),

@@ -46,6 +46,10 @@ class TextToImageModel(Protocol):
         """Its text encoders."""
         ...
 
+    def encode_prompts(self, texts: Sequence[str]) -> "PromptEmbeddings":
+        """Embeddings of at least one prompt, on the CPU in the model's dtype."""
+        ...
+
     @property
     def has_zero_unconditional(self) -> bool:
         """Whether zeros stand for "no prompt"."""

@@ -57,6 +57,7 @@ class ReportData:
     validations: Sequence[Row] = field(default_factory=_no_rows)
     models: Sequence[Row] = field(default_factory=_no_rows)
     timings: Sequence[Row] = field(default_factory=_no_rows)
+    sampler_differences: Sequence[Row] = field(default_factory=_no_rows)
     decision: Row | None = None
     sheets: Sequence[ContactSheet] = ()
     failure: str = ""

@@ -93,7 +93,7 @@ def test_caches_save_time() -> None:
     for record in train(policy, data, settings, state=state):
         started = time.perf_counter()
         model.encode_images(images)
-        model.prompts.encode([CAPTIONS[row % len(CAPTIONS)] + "," * (row // len(CAPTIONS)) for row in range(PAIRS)])
+        model.encode_prompts([CAPTIONS[row % len(CAPTIONS)] + "," * (row // len(CAPTIONS)) for row in range(PAIRS)])
         cached.append(record.seconds)
         recomputed.append(record.seconds + time.perf_counter() - started)
     ratios = [peer / own for peer, own in zip(recomputed[1:], cached[1:], strict=True)]

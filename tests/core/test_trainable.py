@@ -12,7 +12,7 @@ from popalign_core.models.trainable import SdxlDenoiser, make_policy, noise_sche
 def gradients(gradient_checkpointing: bool) -> torch.Tensor:
     model = load_sdxl(ModelSource("emoji"), device="cpu", dtype="float32")
     policy = make_policy(model, lora_rank=0, seed=0, gradient_checkpointing=gradient_checkpointing)
-    embeddings = model.prompts.encode(["a photo of a judge"])
+    embeddings = model.encode_prompts(["a photo of a judge"])
     noisy = torch.randn(1, 8, 16, 16, generator=torch.Generator().manual_seed(0))
     predicted = policy.denoiser(noisy, torch.tensor([500]), embeddings.context.float(), embeddings.pooled.float())
     predicted.square().mean().backward()
@@ -35,7 +35,7 @@ def test_an_adapter_on_the_conditioning_is_on_cross_attention_alone() -> None:
 def test_an_adapter_trains_on_a_bfloat16_model_from_float32_batches() -> None:
     model = load_sdxl(ModelSource("emoji"), device="cpu", dtype="bfloat16")
     policy = make_policy(model, lora_rank=2, seed=0)
-    embeddings = model.prompts.encode(["a photo of a judge"])
+    embeddings = model.encode_prompts(["a photo of a judge"])
     noisy, timesteps = torch.randn(1, 8, 16, 16, generator=torch.Generator().manual_seed(0)), torch.tensor([500])
     conditions = embeddings.context.float(), embeddings.pooled.float()
     with policy.reference() as reference, torch.no_grad():
@@ -60,7 +60,7 @@ def test_a_lora_of_the_base_model_is_in_its_weights_and_in_those_that_replace_th
 
     fused = load_sdxl(ModelSource("emoji", fused_lora=lora), device="cpu", dtype="float32")
     assert not any("lora" in name for name in fused.pipeline.unet.state_dict())
-    embeddings = fused.prompts.encode(["a photo of a judge"])
+    embeddings = fused.encode_prompts(["a photo of a judge"])
     inputs = torch.randn(1, 8, 16, 16, generator=torch.Generator().manual_seed(0)), torch.tensor([500])
     predicted = [
         SdxlDenoiser(unet, noise_schedule(fused), fused.time_ids(64, 64))(
