@@ -17,6 +17,7 @@ from popalign_core.acceleration import DEFAULT, Acceleration
 from popalign_core.errors import InvalidInput
 from popalign_core.models.attention import UnetAttention, fuse_projections, ignores_empty_context, is_plain
 from popalign_core.models.cuda_graphs import GraphedUnet
+from popalign_core.models.families import SDXL
 from popalign_core.models.prompt_embeddings import PromptEmbeddings
 from popalign_core.models.sdxl import SCHEDULERS, SchedulerName
 from popalign_core.models.text_to_image import TextToImageModel
@@ -128,8 +129,8 @@ def _apply(model: TextToImageModel, acceleration: Acceleration) -> None:
     if acceleration.cuda_graphs and model.device.type != "cuda":
         raise InvalidInput(f"acceleration.cuda_graphs needs a CUDA device, and this is {model.device.type}.")
     unet, vae = model.network, model.pipeline.vae
-    if acceleration.cuda_graphs and model.family.denoiser != "unet":
-        raise InvalidInput(f"acceleration.cuda_graphs is for a UNet, and {model.family.title} is none: turn it off.")
+    if acceleration.cuda_graphs and model.family is not SDXL:
+        raise InvalidInput(f"acceleration.cuda_graphs is for SDXL, and this is {model.family.title}: turn it off.")
     if acceleration.fused_projections:
         fuse_projections(unet)
     layout = torch.channels_last if acceleration.channels_last else torch.contiguous_format
