@@ -7,7 +7,10 @@ import torch
 
 
 def device_name(device: torch.device) -> str:
-    """The accelerator's or the processor's name; of a processor with its instruction set, which chooses kernels."""
+    """The accelerator's or the processor's name; of a processor with what moves its rounding.
+
+    That is the instruction set, which chooses kernels, and the number of threads, which divides sums.
+    """
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type != "cpu":
@@ -16,4 +19,4 @@ def device_name(device: torch.device) -> str:
     lines = described.read_text().splitlines() if described.is_file() else []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     name = next(names, platform.processor() or platform.machine())
-    return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
+    return f"{name}, {torch.backends.cpu.get_cpu_capability()}, threads {torch.get_num_threads()}"

@@ -25,7 +25,11 @@ def read_embeddings(workspace: Workspace, encoder: str, texts: Iterable[str]) ->
     found: dict[str, Embedding] = {}
     for text in texts:
         try:
-            with np.load(_path(workspace, encoder, text), allow_pickle=False) as stored:
+            # Opened here: numpy leaves a file open that is no archive.
+            with (
+                _path(workspace, encoder, text).open("rb") as file,
+                np.load(file, allow_pickle=False) as stored,
+            ):
                 found[text] = stored["context"], stored["pooled"]
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
             continue

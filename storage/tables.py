@@ -53,7 +53,7 @@ class RowWriter:
 
     def __init__(self, folder: Path, name: str):
         """name: images or latents."""
-        self._name, self._waiting = name, cast("list[Row]", [])
+        self._name, self._waiting, self._written = name, cast("list[Row]", []), False
         path = folder / f"{name}.parquet"
         self._file = pq.ParquetWriter(path, schema(name), version="2.6", write_page_checksum=True, **_BYTES_SETTINGS)
 
@@ -65,13 +65,14 @@ class RowWriter:
 
     def close(self) -> None:
         """Writes what is left, and the end of the file."""
-        if self._waiting:
+        if self._waiting or not self._written:
             self._write(len(self._waiting))
         self._file.close()
 
     def _write(self, count: int) -> None:
         rows, self._waiting = self._waiting[:count], self._waiting[count:]
         self._file.write_table(to_table(self._name, rows), ROW_GROUP)
+        self._written = True
 
 
 def shard_paths(

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import torch
@@ -21,17 +22,16 @@ KERNELS = {
 SELF, CROSS = "attn1", "attn2"
 
 
+@dataclass(frozen=True)
 class UnetAttention:
     """Processor for attention without masks and norms of its own, as all of SDXL's is.
 
     Fewer rows of context than of hidden states: the rows before have an all-zero context. With values that are products
     without a bias, attention over it is zero and the output is that of zeros, which is computed once for all.
-    The rest is, operation by operation, diffusers' AttnProcessor2_0.
+    The rest is, operation by operation, diffusers' AttnProcessor2_0. fused: use what `fuse_projections` made.
     """
 
-    def __init__(self, *, fused: bool):
-        """fused: use the product that `Attention.fuse_projections` made."""
-        self.fused = fused
+    fused: bool
 
     def __call__(
         self,

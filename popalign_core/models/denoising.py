@@ -15,7 +15,7 @@ from torch import Tensor
 
 from popalign_core.acceleration import DEFAULT, Acceleration
 from popalign_core.errors import InvalidInput
-from popalign_core.models.attention import UnetAttention, fuse_projections, ignores_empty_context, is_plain
+from popalign_core.models.attention import UnetAttention, attentions, fuse_projections, ignores_empty_context, is_plain
 from popalign_core.models.cuda_graphs import GraphedUnet
 from popalign_core.models.families import SDXL
 from popalign_core.models.prompt_embeddings import PromptEmbeddings
@@ -136,8 +136,10 @@ def _apply(model: TextToImageModel, acceleration: Acceleration) -> None:
     layout = torch.channels_last if acceleration.channels_last else torch.contiguous_format
     for part in (unet, vae):
         part.to(memory_format=layout)
-    if is_plain(unet):
-        unet.set_attn_processor(UnetAttention(fused=acceleration.fused_projections))
+    wanted = UnetAttention(fused=acceleration.fused_projections)
+    # What is compiled would be compiled again for other processors, equal ones included.
+    if is_plain(unet) and any(module.processor != wanted for _, module in attentions(unet)):
+        unet.set_attn_processor(wanted)
     _compile(unet, acceleration)
 
 
