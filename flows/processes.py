@@ -63,6 +63,13 @@ class Child:
             return ""
         return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
+    def kill_silent(self, say: Say) -> None:
+        """Ends a process that runs and is not heard of; `revive` starts it again."""
+        if self._process and self._process.poll() is None:
+            say(f"{self.name} runs, and the server has not heard of it for minutes: it is started again")
+            self._process.kill()
+            self._process.wait()
+
     def revive(self, say: Say) -> bool:
         """Starts a process that died after a pause, the longer the more often. Returns: whether it did."""
         death = self.death()

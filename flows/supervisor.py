@@ -25,6 +25,7 @@ from flows.services import (
     write_record,
 )
 from flows.stopping import marked, stop_marked
+from flows.watchdog import Watchdog
 from popalign_core.errors import PopalignError
 
 HEALTHY_SECONDS = 240.0
@@ -50,8 +51,13 @@ def supervise(plan: Plan, say: Say) -> None:
         children = children_of(plan)
         try:
             _start(plan, children, say)
+            watchdog = Watchdog(plan.port)
             while True:
                 time.sleep(POLL_SECONDS)
+                silent = watchdog.silent()
+                for child in children:
+                    if child.name in silent:
+                        child.kill_silent(say)
                 if [child for child in children if child.revive(say)]:
                     _record(plan, children, ready=True)
         except KeyboardInterrupt:

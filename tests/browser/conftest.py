@@ -7,13 +7,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
 from typing import Literal
 
 import httpx
 import pytest
+from pages import Opened, Site
 from PIL import Image
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Route, sync_playwright
 
@@ -33,15 +33,6 @@ FLAWS_OF_PREFECT = (
     # On the page of an artifact that no task made, it asks for the task of id "".
     (r"http://127\.0\.0\.1:\d+/api/task_runs/filter$", "422"),
 )
-
-
-@dataclass
-class Opened:
-    """A page and what it did: messages on the console, errors, and requests for anything but itself."""
-
-    page: Page
-    complaints: list[str] = field(default_factory=list)
-    requests: list[str] = field(default_factory=list)
 
 
 # Not the session's: until Playwright ends, its event loop counts as running in the thread of all later tests, and
@@ -109,19 +100,6 @@ def open_site(browser: Browser) -> Iterator[Callable[[str], Opened]]:
     yield opened
     for context in contexts:
         context.close()
-
-
-@dataclass(frozen=True)
-class Site:
-    """Where Prefect's interface is. deployment: id of debias/debias."""
-
-    url: str
-    workspace: Path
-    deployment: str
-
-    @property
-    def form(self) -> str:
-        return f"{self.url}/v2/deployments/deployment/{self.deployment}/run"
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from urllib.parse import urljoin, urlsplit
 
 import httpx
 import pytest
-from conftest import Opened, Site
+from pages import Opened, Site
 from PIL import Image
 from playwright.sync_api import Page, expect
 from pydantic import BaseModel

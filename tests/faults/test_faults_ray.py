@@ -21,7 +21,7 @@ from typing import Any
 
 import psutil
 import pytest
-from conftest import ROOT, SOURCES, wait_for
+from killable import ROOT, SOURCES, wait_for
 
 from storage.artifacts import artifact_digest, committed_keys, verify
 from storage.layout import STAGING, Workspace

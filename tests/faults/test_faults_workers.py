@@ -14,7 +14,7 @@ from uuid import UUID
 
 import psutil
 import pytest
-from conftest import GPU_WORKERS, Stack, wait_for
+from killable import GPU_WORKERS, Stack, wait_for
 from prefect.client.schemas.objects import FlowRun
 from prefect.states import Cancelling, Scheduled
 
@@ -86,22 +86,18 @@ def process_of(stack: Stack, name: str) -> tuple[int, str] | None:
     return found[0] if found else None
 
 
-def found_at_work(stack: Stack, name: str, begun: Callable[[], bool]) -> tuple[int, UUID]:
-    """Such a process, once something was committed; looked for first, since asking takes longer than a stage."""
+def kill_worker_when(stack: Stack, name: str, begun: Callable[[], bool]) -> UUID:
+    """SIGKILLs a worker with what it runs, once the other has committed something: nobody says that it died."""
     found: list[tuple[int, str]] = []
     wait_for(f"a process of {name}", lambda: found.append(hit) if (hit := process_of(stack, name)) else found)
+    pid, run_id = found[0]
+    os.kill(pid, signal.SIGSTOP)  # or it might be done before it is killed
     wait_for(f"a commit of {name}", begun)
-    return found[0][0], UUID(found[0][1])
-
-
-def kill_worker_when(stack: Stack, name: str, begun: Callable[[], bool]) -> UUID:
-    """SIGKILLs a worker with all that it runs: nobody is left to say that it died."""
-    pid, run_id = found_at_work(stack, name, begun)
     parent = psutil.Process(pid).ppid()
     (worker,) = [name for name in GPU_WORKERS if stack.processes[name].pid == parent]
     stack.kill(worker, group=True)  # first, so that it cannot say that the run's process died
     os.kill(pid, signal.SIGKILL)
-    return run_id
+    return UUID(run_id)
 
 
 def committed(root: Path, pattern: str) -> bool:
@@ -130,10 +126,12 @@ def test_disturbed_in_every_stage_it_ends_with_the_same_artifacts(stack: Stack, 
     assert committed(root, ".checkpoints/round-1/8/*")
     stack.new_gpu_workers()
     wait_for("the model", lambda: committed(root, "models/round-1/manifest.json"), 600)
-    # The flow that orders the others; its runs on workers go on, and the retry takes them over.
+    # The flow that orders the others, with its worker; its runs on workers go on, and the retry takes them over.
     wait_for("evaluation", lambda: committed(root, "samples/base.evaluation.*/manifest.json"), 600)
     ((parent, _),) = [hit for hit in stack.run_processes("cpu") if hit[1] == str(run.id)][:1]
+    stack.kill("cpu", group=True)
     os.kill(parent, signal.SIGKILL)
+    stack.launch_worker("cpu", "popalign-cpu", 4)
     wait_for("the crash", lambda: state_of(stack, run.id) == "Crashed")
     with stack.client() as client:  # what Retry on the run's page does
         client.set_flow_run_state(run.id, Scheduled(name="AwaitingRetry"), force=True)

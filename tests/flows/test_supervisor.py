@@ -300,6 +300,15 @@ def test_what_is_killed_comes_back_and_works(running: Machine, client: SyncPrefe
     assert (state.type, "run" in [role(process) for process in marked()]) == (StateType.CRASHED, False)
 
 
+@pytest.mark.stack
+@pytest.mark.usefixtures("running")
+def test_a_worker_that_hangs_is_started_again():
+    old = service("cpu")
+    assert old is not None
+    os.kill(old.pid, signal.SIGSTOP)
+    wait_for(lambda: (new := service("cpu")) is not None and new.pid != old.pid and new.alive(), "it comes back", 290)
+
+
 @pytest.mark.slow
 def test_down_ends_all_and_a_killed_up_leaves_nothing(running: Machine, client: SyncPrefectClient):
     run_id = run(client, "nightly", 200, StateType.RUNNING)
