@@ -202,6 +202,7 @@ TABLES: dict[str, TableSpec] = {
             ("seconds", F64, "wall time"),
             ("items", I64, "images, rows or steps"),
             ("device", STR, "cpu, cuda ..."),
+            ("peak_bytes?", I64, "most memory during a training: of the process on a CPU, allocated on a GPU"),
         ],
     ),
 }
@@ -218,7 +219,7 @@ FOLDER = {
     "scores": "disparities",
 }
 # Raised with every change of a table's columns. A column that is added must be nullable, or older files are refused.
-VERSIONS = dict.fromkeys(TABLES, 1) | {"populations": 2, "models": 2}
+VERSIONS = dict.fromkeys(TABLES, 1) | {"populations": 2, "models": 2, "timings": 2}
 
 
 def schema(table: str) -> pa.Schema:

@@ -20,8 +20,9 @@ from popalign_core.alignment.processes import Processes
 from popalign_core.alignment.settings import AlignmentSettings
 from popalign_core.alignment.trainer import StepRecord, train
 from popalign_core.config import AlignmentConfig, RunConfig
+from popalign_core.errors import TrainingDiverged
 from popalign_core.models.sdxl import SdxlModel, load_sdxl
-from popalign_core.models.trainable import make_policy, noise_schedule, save_weights
+from popalign_core.models.trainable import PassOptions, make_policy, noise_schedule, save_weights
 from popalign_core.seeds import derive_seed
 from storage.artifacts import ArtifactRef, is_committed
 from storage.checkpoints import remove_checkpoints
@@ -29,6 +30,7 @@ from storage.commit import staged_artifact
 from storage.errors import NotCommitted
 from storage.tables import write_rows
 from tasks.alignment_data import alignment_data
+from tasks.memory import peak_bytes, reset_peak
 from tasks.progress import progress_of
 from tasks.registry import lineage
 from tasks.run import as_row, loaded_model, model_source, passes, timed
@@ -51,7 +53,7 @@ def alignment_settings(config: AlignmentConfig, seed: int, round_index: int) -> 
     Without `redraw` all rounds are one training, which the later ones take further.
     """
     names = "objective pairs_per_step learning_rate_schedule first_timestep beta anchor_weight preserve_weight "
-    names += "winner_preserving ema_decay caption_dropout caption_mixing"
+    names += "winner_preserving ema_decay caption_dropout caption_mixing mixed_precision optimizer spike_limit"
     values = config.model_dump(include=set(names.split()))
     first, rounds = (round_index, 1) if config.redraw else (1, round_index)
     return AlignmentSettings(
@@ -61,6 +63,7 @@ def alignment_settings(config: AlignmentConfig, seed: int, round_index: int) -> 
         schedule_steps=config.steps if config.redraw else config.rounds * config.steps,
         seed=derive_seed(seed, "alignment", first),
         timestep_sampling="stratified",
+        micro_batch=config.micro_batch or None,
     )
 
 
@@ -116,6 +119,7 @@ def train_round(order: RoundOrder, report: Report, accelerator: "Accelerator | N
     with same_outcome(processes):
         model, earlier_lora = _load_model(order, device)
     with _timing(ref, model.device.type, processes) as facts:
+        reset_peak(model.device)
         with same_outcome(processes):
             data = alignment_data(order.preferences, model, named=order.config.alignment.preserve_weight > 0)
             settings = alignment_settings(order.config.alignment, order.config.seed, order.round_index)
@@ -125,7 +129,7 @@ def train_round(order: RoundOrder, report: Report, accelerator: "Accelerator | N
         require_same_start(processes, order, state.step)
         steps = train(policy, data, settings, state=state, accelerator=accelerator)
         records = _followed(steps, order, state, records, processes, report)[-order.config.alignment.steps :]
-        facts["items"] = len(records)
+        facts |= {"items": len(records), "peak_bytes": peak_bytes(model.device)}
         with same_outcome(processes):
             if processes.is_first:
                 _commit(order, state, row, records, processes.share.processes)
@@ -142,7 +146,7 @@ def _load_model(order: RoundOrder, device: str) -> tuple[SdxlModel, Path | None]
     return load_sdxl(replace(source, lora=None), device=device or config.device, dtype=dtype), earlier
 
 
-def _timing(ref: ArtifactRef, device: str, processes: Processes) -> AbstractContextManager[dict[str, int]]:
+def _timing(ref: ArtifactRef, device: str, processes: Processes) -> AbstractContextManager[dict[str, int | None]]:
     if not processes.is_first:
         return nullcontext({"items": 0})
     world = processes.share.processes
@@ -167,7 +171,9 @@ def _policy(config: RunConfig, model: SdxlModel, seed: int, earlier_lora: Path |
         trainable=config.alignment.trainable,
         seed=seed,
         earlier_lora=earlier_lora,
-        gradient_checkpointing=config.alignment.gradient_checkpointing,
+        passes=PassOptions(
+            config.alignment.gradient_checkpointing, config.alignment.mixed_precision, config.alignment.compiled
+        ),
         image_size=config.sampling.image_size,
     )
 
@@ -180,18 +186,29 @@ def _followed(
     processes: Processes,
     report: Report,
 ) -> list[StepRecord]:
-    """Takes the steps to the end, and saves a checkpoint now and then; the records of all steps."""
+    """Takes the steps to the end, and saves a checkpoint now and then; the records of all steps.
+
+    Also the last sound state, where the training diverges: in all processes at the same step.
+    """
     config, settings = order.config.alignment, state.settings
     report.advance(max(0, state.step - (settings.steps - config.steps)))
-    for record in steps:
-        records.append(record)
-        report.advance(int(record.step > settings.steps - config.steps))
-        # The last state is what a later round goes on from, where it does.
-        last = record.step == settings.steps and not config.redraw
-        if last or record.step % config.checkpoint_steps == 0:
-            with same_outcome(processes):
-                if processes.is_first:
-                    save_checkpoint(state, records, order.checkpoints)
+
+    def save() -> None:
+        with same_outcome(processes):
+            if processes.is_first:
+                save_checkpoint(state, records, order.checkpoints)
+
+    try:
+        for record in steps:
+            records.append(record)
+            report.advance(int(record.step > settings.steps - config.steps))
+            # The last state is what a later round goes on from, where it does.
+            last = record.step == settings.steps and not config.redraw
+            if last or record.step % config.checkpoint_steps == 0:
+                save()
+    except TrainingDiverged:
+        save()
+        raise
     return records
 
 

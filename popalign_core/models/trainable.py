@@ -1,6 +1,7 @@
 """An SDXL UNet as the trainer sees it."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -46,6 +47,22 @@ def noise_schedule(model: SdxlModel) -> NoiseSchedule:
     return NoiseSchedule(alphas.float(), scheduler.config.prediction_type)
 
 
+@dataclass(frozen=True)
+class PassOptions:
+    """How passes are computed.
+
+    gradient_checkpointing: activations are computed twice instead of kept. mixed_precision: as in the settings.
+    compiled: the UNet's repeated blocks through torch.compile, each kind once.
+    """
+
+    gradient_checkpointing: bool = False
+    mixed_precision: bool = False
+    compiled: bool = False
+
+
+PLAIN = PassOptions()
+
+
 def make_policy(
     model: SdxlModel,
     *,
@@ -53,7 +70,7 @@ def make_policy(
     trainable: TrainablePart = "all",
     seed: int,
     earlier_lora: Path | None = None,
-    gradient_checkpointing: bool = False,
+    passes: PassOptions = PLAIN,
     image_size: int = 0,
 ) -> Policy:
     """A policy over a loaded model's UNet: fine-tuning in float32 (rank 0) of that part, or a LoRA adapter on it.
@@ -67,17 +84,29 @@ def make_policy(
     side = image_size or model.native_size
     denoiser = SdxlDenoiser(unet, noise_schedule(model), model.time_ids(side, side))
     denoiser.to(model.device)
-    if gradient_checkpointing:
+    if passes.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     if lora_rank == 0:
         # Master weights in float32: at these learning rates an update is lost in bfloat16.
         unet.to(torch.float32)
-        return FullPolicy(denoiser, trainable)
-    if earlier_lora is not None:
+        policy = FullPolicy(denoiser, trainable, mixed_precision=passes.mixed_precision)
+    elif earlier_lora is not None:
         load_lora(unet, earlier_lora)
-        return LoraPolicy(denoiser, unet, reference_at="start")
-    add_lora(unet, lora_rank, "attention" if trainable == "all" else "cross_attention", seed)
-    return LoraPolicy(denoiser, unet)
+        policy = LoraPolicy(denoiser, unet, reference_at="start")
+    else:
+        add_lora(unet, lora_rank, "attention" if trainable == "all" else "cross_attention", seed)
+        policy = LoraPolicy(denoiser, unet)
+    if passes.compiled:
+        _compile_blocks(policy)
+    return policy
+
+
+def _compile_blocks(policy: Policy) -> None:
+    """Policy and reference alike: a reference computed by other kernels would differ from the policy by rounding."""
+    with policy.reference() as reference:
+        for denoiser in {id(each): each for each in (policy.denoiser, reference)}.values():
+            assert isinstance(denoiser, SdxlDenoiser)  # made by make_policy
+            denoiser.unet.compile_repeated_blocks(fullgraph=True)
 
 
 def save_weights(policy: Policy, folder: Path, *, lora: bool) -> None:

@@ -6,12 +6,12 @@ import torch
 
 from popalign_core.alignment.adapters import trainable_parameters
 from popalign_core.models.sdxl import ModelSource, load_sdxl
-from popalign_core.models.trainable import SdxlDenoiser, make_policy, noise_schedule, save_weights
+from popalign_core.models.trainable import PassOptions, SdxlDenoiser, make_policy, noise_schedule, save_weights
 
 
 def gradients(gradient_checkpointing: bool) -> torch.Tensor:
     model = load_sdxl(ModelSource("emoji"), device="cpu", dtype="float32")
-    policy = make_policy(model, lora_rank=0, seed=0, gradient_checkpointing=gradient_checkpointing)
+    policy = make_policy(model, lora_rank=0, seed=0, passes=PassOptions(gradient_checkpointing=gradient_checkpointing))
     embeddings = model.encode_prompts(["a photo of a judge"])
     noisy = torch.randn(1, 8, 16, 16, generator=torch.Generator().manual_seed(0))
     predicted = policy.denoiser(noisy, torch.tensor([500]), embeddings.context.float(), embeddings.pooled.float())

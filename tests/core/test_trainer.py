@@ -14,9 +14,10 @@ from popalign_core.alignment.adapters import FullPolicy, copy_weights, restore_w
 from popalign_core.alignment.cache import AlignmentData, Share, draw_batch, draw_timesteps, order_pairs
 from popalign_core.alignment.checkpoint import begin, load_state, save_state
 from popalign_core.alignment.denoiser import NoiseSchedule, PredictionType
+from popalign_core.alignment.passes import measure_errors
 from popalign_core.alignment.settings import AlignmentSettings
 from popalign_core.alignment.stopping import HeldOutPoint, StopRule
-from popalign_core.alignment.trainer import StepRecord, measure_errors, train
+from popalign_core.alignment.trainer import StepRecord, train
 from popalign_core.errors import InvalidInput, TrainingDiverged, UnknownName
 
 SHAPE = (1, 2, 2)
