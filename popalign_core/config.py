@@ -195,6 +195,19 @@ class AlignmentConfig(StageConfig):
         float | None,
         Field(title="Spike", gt=0, description="Stop at a loss this many robust deviations above the last 50."),
     ] = None
+    max_quality_drop: Annotated[
+        float | None,
+        Field(
+            title="Most quality lost",
+            ge=0,
+            le=1,
+            description="Share of the CLIP score on validation prompts that a model may lose and be kept; none = any.",
+        ),
+    ] = None
+    seeds: Annotated[
+        PositiveInt,
+        Field(title="Training seeds", description="The kept round again with other seeds, all measured held out."),
+    ] = 1
     checkpoint_steps: Annotated[
         PositiveInt, Field(title="Steps to a checkpoint", description="What a crash in the middle of a round can cost.")
     ] = 50

@@ -37,7 +37,7 @@ from tasks.run import as_row, loaded_model, model_source, passes, timed
 from tasks.training_checkpoints import last_state, save_checkpoint
 from tasks.training_errors import same_outcome
 from tasks.training_order import WHOLE_TRAINING as WHOLE_TRAINING
-from tasks.training_order import RoundOrder, require_same_start
+from tasks.training_order import RoundOrder, require_same_start, trained_model
 from tasks.training_processes import ONE, Report, TrainingProcesses, run_processes
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 SECONDS_UNTIL_SEEN = 120
 
 
-def alignment_settings(config: AlignmentConfig, seed: int, round_index: int) -> AlignmentSettings:
+def alignment_settings(config: AlignmentConfig, seed: int, round_index: int, seed_index: int = 0) -> AlignmentSettings:
     """The stage's part of the configuration as plain values.
 
     Without `redraw` all rounds are one training, which the later ones take further.
@@ -56,12 +56,13 @@ def alignment_settings(config: AlignmentConfig, seed: int, round_index: int) -> 
     names += "winner_preserving ema_decay caption_dropout caption_mixing mixed_precision optimizer spike_limit"
     values = config.model_dump(include=set(names.split()))
     first, rounds = (round_index, 1) if config.redraw else (1, round_index)
+    repeated = ("seed", seed_index) if seed_index else ()
     return AlignmentSettings(
         **values,
         learning_rate=config.learning_rate * (config.round_decay ** (round_index - 1) if config.redraw else 1),
         steps=rounds * config.steps,
         schedule_steps=config.steps if config.redraw else config.rounds * config.steps,
-        seed=derive_seed(seed, "alignment", first),
+        seed=derive_seed(seed, "alignment", first, *repeated),
         timestep_sampling="stratified",
         micro_batch=config.micro_batch or None,
     )
@@ -74,14 +75,16 @@ def align_round(
     parent_id: str,
     round_index: int,
     processes: TrainingProcesses = ONE,
+    seed_index: int = 0,
 ) -> ArtifactRef:
     """Trains from the parent model on a round's preferences; commits weights, `models` and `training_steps`.
 
+    seed_index: other than 0, the round again with another training seed.
     A number that is none stops the training and commits nothing. processes: other than ONE, they are started here and
     end with this one; on several hosts the same call is made on each, and returns on all once the round is committed.
     Raises: LostProcess where one of several is gone; what was checkpointed is kept.
     """
-    order = RoundOrder(preferences, config, parent_id, round_index)
+    order = RoundOrder(preferences, config, parent_id, round_index, seed_index)
     if not is_committed(order.ref):
         loaded_model.cache_clear()  # the sampler makes room for policy and reference
         with progress_of(f"alignment {order.ref.key}") as advance:
@@ -90,7 +93,7 @@ def align_round(
                 train_round(order, report)
             else:
                 _train_in_processes(order, processes, report)
-    if config.alignment.redraw:  # a crash may have come between the commit and this
+    if config.alignment.redraw or seed_index:  # a crash may have come between the commit and this
         remove_checkpoints(*order.checkpoints)
     return order.ref
 
@@ -122,7 +125,9 @@ def train_round(order: RoundOrder, report: Report, accelerator: "Accelerator | N
         reset_peak(model.device)
         with same_outcome(processes):
             data = alignment_data(order.preferences, model, named=order.config.alignment.preserve_weight > 0)
-            settings = alignment_settings(order.config.alignment, order.config.seed, order.round_index)
+            settings = alignment_settings(
+                order.config.alignment, order.config.seed, order.round_index, order.seed_index
+            )
             row = _described_model(order, model, data, settings, report)
             policy = _policy(order.config, model, settings.seed, earlier_lora)
             state, records = last_state(policy, settings, order.checkpoints)
@@ -161,7 +166,8 @@ def _described_model(
     natural = natural_beta(settings.beta, nats, settings.objective, data.pairs_each)
     report.say(f"beta {settings.beta:g} is {natural} in units of log-likelihood")
     row = _model_row(order.ref, order.config, settings, natural)
-    return row | {"parent_model_id": order.parent_id, "round": order.round_index}
+    repeats = trained_model(order.round_index) if order.seed_index else None
+    return row | {"parent_model_id": order.parent_id, "round": order.round_index, "repeats_model_id": repeats}
 
 
 def _policy(config: RunConfig, model: SdxlModel, seed: int, earlier_lora: Path | None) -> Policy:
