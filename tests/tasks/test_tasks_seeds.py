@@ -3,8 +3,6 @@
 from dataclasses import replace
 
 import pytest
-from conftest import AXIS, WrittenRun
-
 from popalign_core.config import with_settings
 from storage.tables import read_artifact
 from tasks.alignment import alignment_settings
@@ -13,11 +11,14 @@ from tasks.seeds import record_seeds
 from tasks.training_order import RoundOrder, trained_model
 
 
+AXIS = "perceived_gender"
+
+
 def label(women_of_ten: int):
     return lambda row: "woman" if row["sample_index"] % 10 < women_of_ten else "man"
 
 
-def test_the_spread_over_seeds_is_told_with_each_of_them(written_run: WrittenRun) -> None:
+def test_the_spread_over_seeds_is_told_with_each_of_them(written_run) -> None:
     settings = {"alignment.seeds": "3", "images.evaluation": "10"}
     run = replace(written_run, config=with_settings(written_run.config, settings))
     shares = {BASE: 0, "round-2": 5, "round-2-seed-1": 4, "round-2-seed-2": 3}
@@ -41,7 +42,7 @@ def test_the_spread_over_seeds_is_told_with_each_of_them(written_run: WrittenRun
 
 
 @pytest.mark.parametrize("redraw", ["true", "false"])
-def test_another_seed_changes_the_seed_and_the_names_alone(written_run: WrittenRun, redraw: str) -> None:
+def test_another_seed_changes_the_seed_and_the_names_alone(written_run, redraw: str) -> None:
     config = with_settings(written_run.config, {"alignment.redraw": redraw})
     own, other = (alignment_settings(config.alignment, 0, 2, index) for index in (0, 1))
     assert own.seed != other.seed
