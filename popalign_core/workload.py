@@ -29,8 +29,8 @@ ASSESSED = ("evaluation", "trained", "obedience")
 class ImageSet:
     """Images of one model for one purpose, each classified once. at_most: fewer where populations are at their target.
 
-    model_id: base, round-<n>, kept or kept-seed-<k>. purpose: "validation", "round-2", ...: what the keys of its shards begin with.
-    role: builder or judge, who classifies them.
+    model_id: base, round-<n>, kept or kept-seed-<k>. purpose: "validation", "round-2", ...: what the keys of its shards
+    begin with. role: builder or judge, who classifies them.
     """
 
     model_id: str

@@ -3,13 +3,13 @@
 from dataclasses import replace
 
 import pytest
+
 from popalign_core.config import with_settings
 from storage.tables import read_artifact
 from tasks.alignment import alignment_settings
 from tasks.run import BASE
 from tasks.seeds import record_seeds
 from tasks.training_order import RoundOrder, trained_model
-
 
 AXIS = "perceived_gender"
 
