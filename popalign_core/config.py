@@ -208,6 +208,42 @@ class AlignmentConfig(StageConfig):
     gradient_checkpointing: Annotated[
         bool, Field(title="Gradient checkpointing", description="Computes activations twice instead of keeping them.")
     ] = False
+    micro_batch: Annotated[
+        int,
+        Field(
+            title="Micro-batch",
+            ge=0,
+            description="Pairs in a pass; the gradient is that of the whole step. 0 = all of a process's at once.",
+        ),
+    ] = 0
+    mixed_precision: Annotated[
+        bool,
+        Field(title="Mixed precision", description="Passes in bfloat16; trained weights and optimizer in float32."),
+    ] = False
+    optimizer: Annotated[
+        Literal["adamw", "adamw_8bit"],
+        Field(title="Optimizer", description="8 bit: moments in a quarter of the memory; needs the extra eight-bit."),
+    ] = "adamw"
+    compiled: Annotated[
+        bool, Field(title="Compiled", description="The UNet's repeated blocks through torch.compile; minutes at first.")
+    ] = False
+    spike_limit: Annotated[
+        float | None,
+        Field(title="Spike", gt=0, description="Stop at a loss this many robust deviations above the last 50."),
+    ] = None
+    max_quality_drop: Annotated[
+        float | None,
+        Field(
+            title="Most quality lost",
+            ge=0,
+            le=1,
+            description="Share of the CLIP score on validation prompts that a model may lose and be kept; none = any.",
+        ),
+    ] = None
+    seeds: Annotated[
+        PositiveInt,
+        Field(title="Training seeds", description="The kept round again with other seeds, all measured held out."),
+    ] = 1
     checkpoint_steps: Annotated[
         PositiveInt, Field(title="Steps to a checkpoint", description="What a crash in the middle of a round can cost.")
     ] = 50

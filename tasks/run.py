@@ -170,9 +170,10 @@ async def passes(_task: object, _run: object, state: State[object]) -> bool:
 
 
 @contextmanager
-def timed(ref: ArtifactRef, stage: str, device: str) -> Generator[dict[str, int]]:
-    """Commits how long a piece of work took; set `items` in the mapping."""
-    started, facts = time.monotonic(), {"items": 0}
+def timed(ref: ArtifactRef, stage: str, device: str) -> Generator[dict[str, int | None]]:
+    """Commits how long a piece of work took; set `items`, and `peak_bytes` where it is known, in the mapping."""
+    started = time.monotonic()
+    facts: dict[str, int | None] = {"items": 0}
     yield facts
     row = {
         "run_id": ref.run_id,
@@ -181,6 +182,7 @@ def timed(ref: ArtifactRef, stage: str, device: str) -> Generator[dict[str, int]
         "seconds": time.monotonic() - started,
         "items": facts["items"],
         "device": device,
+        "peak_bytes": facts.get("peak_bytes"),
     }
     timing = ArtifactRef(ref.workspace, ref.run_id, "timings", f"{ref.table}-{ref.key}")
     if not is_committed(timing):

@@ -11,6 +11,7 @@ of margin: one beta means the same strength in all of them.
     dpo             (g_w - g_l) / 2                            one term a pair
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -39,6 +40,36 @@ class DenoisingErrors:
     def log_ratios(self) -> tuple[Tensor, Tensor]:
         """The g of the winners and that of the losers, each (pairs,), in units of mean squared error."""
         return self.reference_winner - self.policy_winner, self.reference_loser - self.policy_loser
+
+    def of_policy(self) -> list[Tensor]:
+        """Those that depend on the policy: winners', losers', and the named drift where there is one."""
+        return [self.policy_winner, self.policy_loser, *([] if self.named_drift is None else [self.named_drift])]
+
+    def detach(self) -> "DenoisingErrors":
+        """The same values without a graph."""
+        return DenoisingErrors(*(None if each is None else each.detach() for each in self._all()))  # pyright: ignore
+
+    def as_variables(self) -> "DenoisingErrors":
+        """The same values as the leaves of a graph of their own."""
+        found = self.detach()
+        for each in found.of_policy():
+            each.requires_grad_()
+        return found
+
+    @classmethod
+    def concatenated(cls, parts: Sequence["DenoisingErrors"]) -> "DenoisingErrors":
+        """Those of several batches, in their order."""
+        columns = zip(*(part._all() for part in parts), strict=True)
+        return cls(*(None if column[0] is None else torch.cat(column) for column in columns))  # pyright: ignore
+
+    def _all(self) -> tuple[Tensor | None, ...]:
+        return (
+            self.policy_winner,
+            self.policy_loser,
+            self.reference_winner,
+            self.reference_loser,
+            self.named_drift,
+        )
 
     def implicit_accuracy(self) -> Tensor:
         """Share of pairs whose winner gained more than its loser, a scalar; a tie counts one half."""

@@ -114,3 +114,10 @@ def resolution_shift(config: Any, tokens: int) -> float:
     """The `mu` of a scheduler that shifts with the resolution, linear in the tokens as in diffusers' pipelines."""
     slope = (config.max_shift - config.base_shift) / (config.max_image_seq_len - config.base_image_seq_len)
     return float(config.base_shift + slope * (tokens - config.base_image_seq_len))
+
+
+def repeated_blocks(network: Any) -> list[nn.Module]:
+    """The blocks that a network is mostly made of, to be compiled once a kind."""
+    # diffusers names no repeated blocks of SD3's transformer, but says which ones must not be split.
+    names = network._repeated_blocks or network._no_split_modules
+    return [module for module in network.modules() if type(module).__name__ in names]

@@ -17,6 +17,7 @@ from popalign_core.acceleration import DEFAULT, Acceleration
 from popalign_core.errors import InvalidInput
 from popalign_core.models.attention import UnetAttention, attentions, fuse_projections, ignores_empty_context, is_plain
 from popalign_core.models.cuda_graphs import GraphedUnet
+from popalign_core.models.denoisers import repeated_blocks
 from popalign_core.models.families import SDXL
 from popalign_core.models.prompt_embeddings import PromptEmbeddings
 from popalign_core.models.sdxl import SCHEDULERS, SchedulerName
@@ -148,9 +149,7 @@ def _compile(unet: Any, acceleration: Acceleration) -> None:
     wanted = f"{model_mode} {acceleration.fused_projections} {acceleration.channels_last}"
     if before == wanted or (before == "none" and model_mode == "none"):
         return
-    # diffusers names no repeated blocks of SD3's transformer, but says which ones must not be split.
-    names = unet._repeated_blocks or unet._no_split_modules
-    blocks = [module for module in unet.modules() if type(module).__name__ in names]
+    blocks = repeated_blocks(unet)
     for module in (unet, *blocks):
         module._compiled_call_impl = None
     for module in {"none": [], "regional": blocks, "full": [unet]}[model_mode]:

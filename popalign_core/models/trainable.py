@@ -1,12 +1,13 @@
 """Policies over a loaded model, and what training leaves of them."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from popalign_core.alignment.adapters import FullPolicy, LoraPolicy, Policy, TrainablePart
 from popalign_core.alignment.denoiser import Schedule
-from popalign_core.models.denoisers import NetworkDenoiser
+from popalign_core.models.denoisers import NetworkDenoiser, repeated_blocks
 from popalign_core.models.denoisers import SdxlDenoiser as SdxlDenoiser
 from popalign_core.models.lora import add_lora, load_lora, save_lora
 from popalign_core.models.text_to_image import TextToImageModel
@@ -17,6 +18,22 @@ def noise_schedule(model: TextToImageModel, image_size: int = 0) -> Schedule:
     return model.schedule(image_size)
 
 
+@dataclass(frozen=True)
+class PassOptions:
+    """How passes are computed.
+
+    gradient_checkpointing: activations are computed twice instead of kept. mixed_precision: as in the settings.
+    compiled: the UNet's repeated blocks through torch.compile, each kind once.
+    """
+
+    gradient_checkpointing: bool = False
+    mixed_precision: bool = False
+    compiled: bool = False
+
+
+PLAIN = PassOptions()
+
+
 def make_policy(
     model: TextToImageModel,
     *,
@@ -24,7 +41,7 @@ def make_policy(
     trainable: TrainablePart = "all",
     seed: int,
     earlier_lora: Path | None = None,
-    gradient_checkpointing: bool = False,
+    passes: PassOptions = PLAIN,
     image_size: int = 0,
 ) -> Policy:
     """A policy over a loaded model's denoiser: fine-tuning in float32 (rank 0) of that part, or a LoRA adapter on it.
@@ -38,17 +55,31 @@ def make_policy(
     assert isinstance(denoiser, NetworkDenoiser)  # of every family
     denoiser.to(model.device)
     network = denoiser.network
-    if gradient_checkpointing:
+    if passes.gradient_checkpointing:
         network.enable_gradient_checkpointing()
     if lora_rank == 0:
         # Master weights in float32: at these learning rates an update is lost in bfloat16.
         network.to(torch.float32)
-        return FullPolicy(denoiser, trainable, model.family.conditioning)
-    if earlier_lora is not None:
+        conditioning = model.family.conditioning
+        policy = FullPolicy(denoiser, trainable, conditioning, mixed_precision=passes.mixed_precision)
+    elif earlier_lora is not None:
         load_lora(network, earlier_lora)
-        return LoraPolicy(denoiser, network, reference_at="start")
-    add_lora(network, lora_rank, "attention" if trainable == "all" else "cross_attention", seed)
-    return LoraPolicy(denoiser, network)
+        policy = LoraPolicy(denoiser, network, reference_at="start")
+    else:
+        add_lora(network, lora_rank, "attention" if trainable == "all" else "cross_attention", seed)
+        policy = LoraPolicy(denoiser, network)
+    if passes.compiled:
+        _compile_blocks(policy)
+    return policy
+
+
+def _compile_blocks(policy: Policy) -> None:
+    """Policy and reference alike: a reference computed by other kernels would differ from the policy by rounding."""
+    with policy.reference() as reference:
+        for denoiser in {id(each): each for each in (policy.denoiser, reference)}.values():
+            assert isinstance(denoiser, NetworkDenoiser)  # made by make_policy
+            for block in repeated_blocks(denoiser.network):
+                block.compile(fullgraph=True)
 
 
 def save_weights(policy: Policy, folder: Path, *, lora: bool) -> None:
