@@ -11,6 +11,7 @@ from flows.expansion import expansion
 from flows.holding import holding
 from flows.outcome import outcome
 from flows.placement import resolved
+from flows.repetition import repeat_training
 from popalign_core.config import RunConfig
 from popalign_core.execution import AUTO, Execution
 from popalign_core.presets import PresetName, chosen_config
@@ -49,6 +50,7 @@ def debias(
         expansion(run_id, preset_name, workspace, chosen)
         kept = alignment(run_id, workspace, chosen, place)
         assessment(run_id, kept, workspace, chosen, place)
+        repeat_training(run_id, kept, workspace, chosen, place)
         report = write_report(workspace, run_id, chosen)
         summary = summarize_run(workspace, run_id, str(report))
         publish_run(workspace, run_id, summary)

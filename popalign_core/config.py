@@ -40,7 +40,10 @@ class ExpansionConfig(StageConfig):
 class SamplingConfig(StageConfig):
     """How images are drawn. All but shard size and kept latents is part of the sampler's fingerprint."""
 
-    scheduler: Annotated[Literal["ddim", "euler", "dpm++"], Field(title="Scheduler")] = "ddim"
+    scheduler: Annotated[
+        Literal["ddim", "euler", "dpm++", "flow-euler"],
+        Field(title="Scheduler", description="flow-euler for models of flow matching (SD3), the others for the rest."),
+    ] = "ddim"
     steps: Annotated[PositiveInt, Field(title="Steps")] = 30
     guidance_scale: Annotated[float, Field(title="Guidance", ge=1, description="1 = none.")] = 5.0
     image_size: Annotated[
@@ -192,9 +195,9 @@ class AlignmentConfig(StageConfig):
     ] = 0.0
     trainable: Annotated[
         Literal["all", "conditioning"],
-        Field(title="Trainable part", description="All of the UNet, or only where the caption enters."),
+        Field(title="Trainable part", description="All of the UNet or transformer, or only where the caption enters."),
     ] = "all"
-    lora_rank: Annotated[int, Field(title="LoRA rank", ge=0, description="0 = full fine-tuning of the UNet.")] = 0
+    lora_rank: Annotated[int, Field(title="LoRA rank", ge=0, description="0 = full fine-tuning.")] = 0
     winner_preserving: Annotated[
         bool, Field(title="Winner-preserving", description="Hold back pushes from a loser that would harm its winner.")
     ] = False
@@ -205,6 +208,42 @@ class AlignmentConfig(StageConfig):
     gradient_checkpointing: Annotated[
         bool, Field(title="Gradient checkpointing", description="Computes activations twice instead of keeping them.")
     ] = False
+    micro_batch: Annotated[
+        int,
+        Field(
+            title="Micro-batch",
+            ge=0,
+            description="Pairs in a pass; the gradient is that of the whole step. 0 = all of a process's at once.",
+        ),
+    ] = 0
+    mixed_precision: Annotated[
+        bool,
+        Field(title="Mixed precision", description="Passes in bfloat16; trained weights and optimizer in float32."),
+    ] = False
+    optimizer: Annotated[
+        Literal["adamw", "adamw_8bit"],
+        Field(title="Optimizer", description="8 bit: moments in a quarter of the memory; needs the extra eight-bit."),
+    ] = "adamw"
+    compiled: Annotated[
+        bool, Field(title="Compiled", description="The UNet's repeated blocks through torch.compile; minutes at first.")
+    ] = False
+    spike_limit: Annotated[
+        float | None,
+        Field(title="Spike", gt=0, description="Stop at a loss this many robust deviations above the last 50."),
+    ] = None
+    max_quality_drop: Annotated[
+        float | None,
+        Field(
+            title="Most quality lost",
+            ge=0,
+            le=1,
+            description="Share of the CLIP score on validation prompts that a model may lose and be kept; none = any.",
+        ),
+    ] = None
+    seeds: Annotated[
+        PositiveInt,
+        Field(title="Training seeds", description="The kept round again with other seeds, all measured held out."),
+    ] = 1
     checkpoint_steps: Annotated[
         PositiveInt, Field(title="Steps to a checkpoint", description="What a crash in the middle of a round can cost.")
     ] = 50
@@ -234,7 +273,7 @@ class RunConfig(StageConfig):
         str,
         Field(
             title="UNet of the model",
-            description="Folder of a UNet in the place of the base model's, with its LoRA, if any, already in it.",
+            description="Folder of a UNet or transformer in the place of the base model's, its LoRA already in it.",
         ),
     ] = ""
     seed: Annotated[int, Field(title="Seed", ge=0)] = 0

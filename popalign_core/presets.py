@@ -42,7 +42,13 @@ _SDXL = RunConfig(
     classification=ClassificationConfig(builder="ViT-L-14@datacomp_xl_s13b_b90k", judge="./judges/fairface"),
     populations=PopulationsConfig(size=100),
     alignment=AlignmentConfig(
-        steps=250, pairs_per_step=8, learning_rate=1e-5, beta=5000, lora_rank=16, gradient_checkpointing=True
+        steps=250,
+        pairs_per_step=8,
+        learning_rate=1e-5,
+        beta=5000,
+        lora_rank=16,
+        gradient_checkpointing=True,
+        mixed_precision=True,
     ),
 )
 _PAPER = _SDXL.model_copy(
@@ -60,6 +66,7 @@ _PAPER = _SDXL.model_copy(
             anchor_weight=0,
             lora_rank=0,
             gradient_checkpointing=True,
+            mixed_precision=True,
         ),
     }
 )

@@ -12,7 +12,7 @@ import torch
 from popalign_core.devices import device_name
 
 if TYPE_CHECKING:
-    from popalign_core.models.sdxl import SdxlModel
+    from popalign_core.models.text_to_image import TextToImageModel
     from popalign_core.sampling import SamplingSettings
 
 Facts = Mapping[str, str]
@@ -22,7 +22,7 @@ COMPARED = ("model",)
 NOT_RECORDED = {"sampler": "not recorded"}
 
 
-def sampler_facts(model: "SdxlModel", settings: "SamplingSettings") -> dict[str, str]:
+def sampler_facts(model: "TextToImageModel", settings: "SamplingSettings") -> dict[str, str]:
     """Name -> value of all that can move a pixel of an image drawn by these settings, as it is in effect.
 
     Raises: InvalidInput where an attention kernel was asked for that cannot be used.
@@ -35,7 +35,7 @@ def sampler_facts(model: "SdxlModel", settings: "SamplingSettings") -> dict[str,
     in_effect = {
         "height": settings.height or model.native_size,
         "width": settings.width or model.native_size,
-        "attention": used_kernel(model.pipeline.unet, settings.attention),
+        "attention": used_kernel(model.network, settings.attention),
         "skip_empty_attention": settings.guidance_scale > 1 and skips_empty_attention(model, settings.acceleration),
         "vae_dtype": str(model.pipeline.vae.dtype).removeprefix("torch."),
         "vae_batch": min(settings.acceleration.vae_batch or settings.batch_size, settings.batch_size),
@@ -62,7 +62,7 @@ def fingerprint(facts: Facts) -> str:
     return hashlib.sha256(json.dumps(dict(facts), sort_keys=True).encode()).hexdigest()[:16]
 
 
-def sampler_fingerprint(model: "SdxlModel", settings: "SamplingSettings") -> str:
+def sampler_fingerprint(model: "TextToImageModel", settings: "SamplingSettings") -> str:
     """Names everything that can move a pixel: weights, settings, switches in effect, device and library versions."""
     return fingerprint(sampler_facts(model, settings))
 

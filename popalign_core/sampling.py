@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from popalign_core.models.attention import AttentionName
     from popalign_core.models.denoising import Denoising
     from popalign_core.models.prompt_embeddings import PromptEmbeddings
-    from popalign_core.models.sdxl import DtypeName, SchedulerName, SdxlModel
+    from popalign_core.models.sdxl import DtypeName, SchedulerName
+    from popalign_core.models.text_to_image import TextToImageModel
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class SampledImage:
 
 
 def sample_images(
-    model: "SdxlModel", requests: Sequence[ImageRequest], settings: SamplingSettings
+    model: "TextToImageModel", requests: Sequence[ImageRequest], settings: SamplingSettings
 ) -> Iterator[list[SampledImage]]:
     """Draws the requests batch by batch, across prompts.
 
@@ -90,7 +91,7 @@ def sample_images(
         yield [SampledImage(request, image, size, latent) for request, image, latent in parts]
 
 
-def prepared(model: "SdxlModel", settings: SamplingSettings) -> "Denoising":
+def prepared(model: "TextToImageModel", settings: SamplingSettings) -> "Denoising":
     """The model, ready to draw by these settings. An approximate sampler would be another `Denoising` here.
 
     Raises: InvalidInput.
@@ -98,7 +99,7 @@ def prepared(model: "SdxlModel", settings: SamplingSettings) -> "Denoising":
     from popalign_core.models.attention import used_kernel
     from popalign_core.models.denoising import Denoising, Trajectory
 
-    used_kernel(model.pipeline.unet, settings.attention)
+    used_kernel(model.network, settings.attention)
     height, width = settings.height or model.native_size, settings.width or model.native_size
     trajectory = Trajectory(settings.scheduler, settings.steps, settings.guidance_scale, height, width)
     return Denoising(model, trajectory, settings.acceleration)

@@ -49,11 +49,15 @@ def sampling_cost(model: str, place: str, side: int, dtype: str, passes: int) ->
 
 
 def training_cost(model: str, place: str, side: int, dtype: str, alignment: AlignmentConfig) -> Cost:
-    """Of one pair in a step: both images through policy (forward, twice that backward) and reference."""
+    """Of one pair in a step: both images through policy (forward, twice that backward) and reference.
+
+    Micro-batches take the policy forward once more, see `alignment.accumulation`.
+    """
     if model in EMBEDDED:
         return Cost(_EMOJI_PAIR, _source(model, place))
-    passes = 2 * (4 + alignment.gradient_checkpointing) * (2 if alignment.preserve_weight else 1)
-    trained_in = dtype if alignment.lora_rank else "float32"
+    measured_first = 0 < alignment.micro_batch < alignment.pairs_per_step and alignment.objective not in ("dpo", "sft")
+    passes = 2 * (4 + alignment.gradient_checkpointing + measured_first) * (2 if alignment.preserve_weight else 1)
+    trained_in = dtype if alignment.lora_rank else "bfloat16" if alignment.mixed_precision else "float32"
     return Cost(passes * _pass(model, place, side, trained_in), _source(model, place))
 
 

@@ -29,8 +29,8 @@ ASSESSED = ("evaluation", "trained", "obedience")
 class ImageSet:
     """Images of one model for one purpose, each classified once. at_most: fewer where populations are at their target.
 
-    model_id: base, round-<n> or kept. purpose: "validation", "round-2", ...: what the keys of its shards begin with.
-    role: builder or judge, who classifies them.
+    model_id: base, round-<n>, kept or kept-seed-<k>. purpose: "validation", "round-2", ...: what the keys of its shards
+    begin with. role: builder or judge, who classifies them.
     """
 
     model_id: str
@@ -101,6 +101,11 @@ def workload(config: RunConfig) -> Workload:
         Training(f"round-{number}", alignment.steps, alignment.pairs_per_step)
         for number in range(1, alignment.rounds + 1)
     ]
+    # Trained like the kept model; without redraw that is all rounds at the most.
+    steps = alignment.steps * (1 if alignment.redraw else alignment.rounds)
+    for index in range(1, alignment.seeds):
+        sets.append(ImageSet(f"{KEPT}-seed-{index}", "evaluation", images("evaluation"), "judge"))
+        trainings.append(Training(f"{KEPT}-seed-{index}", steps, alignment.pairs_per_step))
     return Workload(neutral, specific, tuple(wanted for wanted in sets if wanted.images), tuple(trainings))
 
 

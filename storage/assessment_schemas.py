@@ -87,6 +87,35 @@ ASSESSMENT_TABLES: dict[str, TableSpec] = {
             N,
         ],
     ),
+    "seeds": (
+        "one row a training seed and axis: the kept model and those trained like it with other seeds",
+        [
+            RUN,
+            MODEL,
+            JUDGE,
+            ("seed_index", I32, "0 = the kept model"),
+            AXIS,
+            ("value", F64, "mean over held-out prompts of the L2 discrepancy"),
+            N,
+            ("unknown", I32, "images without a group"),
+        ],
+    ),
+    "seed_summaries": (
+        "one row an axis: the values of `seeds` together",
+        [
+            RUN,
+            JUDGE,
+            AXIS,
+            ("seeds", I32, "training seeds"),
+            ("before", F64, "the same of the base model"),
+            ("mean", F64, "over seeds"),
+            ("deviation", F64, "standard deviation over seeds"),
+            ("low", F64, "95% interval of the mean over seeds, Student's t"),
+            ("high", F64, "95% interval of the mean over seeds, Student's t"),
+            ("best", F64, "smallest of the seeds"),
+            ("worst", F64, "largest of the seeds"),
+        ],
+    ),
     "decisions": (
         "one row a finished run",
         [

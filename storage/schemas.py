@@ -188,6 +188,7 @@ TABLES: dict[str, TableSpec] = {
             ("base_digest?", STR, "digest of the base model's weights; of a hub id, of its name"),
             ("config_digest?", STR, "first 16 hex digits of the SHA-256 of the run's `config_json`"),
             ("data_run_id?", STR, "run that drew the images it was trained on"),
+            ("repeats_model_id?", STR, "model that it was trained like, with another training seed"),
         ],
     ),
     "training_steps": (
@@ -216,6 +217,11 @@ TABLES: dict[str, TableSpec] = {
             ("disparity", F64, "mean over validation prompts of the L2 discrepancy"),
             ("floor", F64, "what an even population of this size would show"),
             ("selected", pa.bool_(), "whether this model was kept"),
+            (
+                "quality?",
+                F64,
+                "mean CLIP score of the same images, where alignment.max_quality_drop is set",
+            ),
         ],
     ),
     **ASSESSMENT_TABLES,
@@ -228,6 +234,7 @@ TABLES: dict[str, TableSpec] = {
             ("seconds", F64, "wall time"),
             ("items", I64, "images, rows or steps"),
             ("device", STR, "cpu, cuda ..."),
+            ("peak_bytes?", I64, "most memory during a training: of the process on a CPU, allocated on a GPU"),
         ],
     ),
 }
@@ -240,12 +247,13 @@ FOLDER = {
     "refusals": "populations",
     "yields": "populations",
     "training_steps": "models",
+    "seed_summaries": "seeds",
     "group_shares": "disparities",
     "comparisons": "disparities",
     "scores": "disparities",
 }
 # Raised with every change of a table's columns. A column that is added must be nullable, or older files are refused.
-VERSIONS = dict.fromkeys(TABLES, 1) | {"populations": 2, "models": 2}
+VERSIONS = dict.fromkeys(TABLES, 1) | {"populations": 2, "models": 3, "timings": 2, "validations": 2}
 
 
 def schema(table: str) -> pa.Schema:

@@ -20,8 +20,10 @@ from popalign_core.alignment.processes import Processes
 from popalign_core.alignment.settings import AlignmentSettings
 from popalign_core.alignment.trainer import StepRecord, train
 from popalign_core.config import AlignmentConfig, RunConfig
-from popalign_core.models.sdxl import SdxlModel, load_sdxl
-from popalign_core.models.trainable import make_policy, noise_schedule, save_weights
+from popalign_core.errors import TrainingDiverged
+from popalign_core.models.loading import load_model
+from popalign_core.models.text_to_image import TextToImageModel
+from popalign_core.models.trainable import PassOptions, make_policy, noise_schedule, save_weights
 from popalign_core.seeds import derive_seed
 from storage.artifacts import ArtifactRef, is_committed
 from storage.checkpoints import remove_checkpoints
@@ -29,13 +31,14 @@ from storage.commit import staged_artifact
 from storage.errors import NotCommitted
 from storage.tables import write_rows
 from tasks.alignment_data import alignment_data, data_kind
+from tasks.memory import peak_bytes, reset_peak
 from tasks.progress import progress_of
 from tasks.registry import lineage
 from tasks.run import as_row, loaded_model, model_source, passes, timed
 from tasks.training_checkpoints import last_state, save_checkpoint
 from tasks.training_errors import same_outcome
 from tasks.training_order import WHOLE_TRAINING as WHOLE_TRAINING
-from tasks.training_order import RoundOrder, require_same_start
+from tasks.training_order import RoundOrder, require_same_start, trained_model
 from tasks.training_processes import ONE, Report, TrainingProcesses, run_processes
 
 if TYPE_CHECKING:
@@ -45,22 +48,24 @@ if TYPE_CHECKING:
 SECONDS_UNTIL_SEEN = 120
 
 
-def alignment_settings(config: AlignmentConfig, seed: int, round_index: int) -> AlignmentSettings:
+def alignment_settings(config: AlignmentConfig, seed: int, round_index: int, seed_index: int = 0) -> AlignmentSettings:
     """The stage's part of the configuration as plain values.
 
     Without `redraw` all rounds are one training, which the later ones take further.
     """
     names = "objective pairs_per_step learning_rate_schedule first_timestep beta anchor_weight preserve_weight "
-    names += "winner_preserving ema_decay caption_dropout caption_mixing"
+    names += "winner_preserving ema_decay caption_dropout caption_mixing mixed_precision optimizer spike_limit"
     values = config.model_dump(include=set(names.split()))
     first, rounds = (round_index, 1) if config.redraw else (1, round_index)
+    repeated = ("seed", seed_index) if seed_index else ()
     return AlignmentSettings(
         **values,
         learning_rate=config.learning_rate * (config.round_decay ** (round_index - 1) if config.redraw else 1),
         steps=rounds * config.steps,
         schedule_steps=config.steps if config.redraw else config.rounds * config.steps,
-        seed=derive_seed(seed, "alignment", first),
+        seed=derive_seed(seed, "alignment", first, *repeated),
         timestep_sampling="stratified",
+        micro_batch=config.micro_batch or None,
     )
 
 
@@ -71,14 +76,16 @@ def align_round(
     parent_id: str,
     round_index: int,
     processes: TrainingProcesses = ONE,
+    seed_index: int = 0,
 ) -> ArtifactRef:
     """Trains from the parent model on a round's preferences; commits weights, `models` and `training_steps`.
 
+    seed_index: other than 0, the round again with another training seed.
     A number that is none stops the training and commits nothing. processes: other than ONE, they are started here and
     end with this one; on several hosts the same call is made on each, and returns on all once the round is committed.
     Raises: LostProcess where one of several is gone; what was checkpointed is kept.
     """
-    order = RoundOrder(preferences, config, parent_id, round_index)
+    order = RoundOrder(preferences, config, parent_id, round_index, seed_index)
     if not is_committed(order.ref):
         loaded_model.cache_clear()  # the sampler makes room for policy and reference
         with progress_of(f"alignment {order.ref.key}") as advance:
@@ -87,7 +94,7 @@ def align_round(
                 train_round(order, report)
             else:
                 _train_in_processes(order, processes, report)
-    if config.alignment.redraw:  # a crash may have come between the commit and this
+    if config.alignment.redraw or seed_index:  # a crash may have come between the commit and this
         remove_checkpoints(*order.checkpoints)
     return order.ref
 
@@ -116,25 +123,28 @@ def train_round(order: RoundOrder, report: Report, accelerator: "Accelerator | N
     with same_outcome(processes):
         model, earlier_lora = _load_model(order, device)
     with _timing(ref, model.device.type, processes) as facts:
+        reset_peak(model.device)
         with same_outcome(processes):
             named, kept = order.config.alignment.preserve_weight > 0, order.config.sampling.keep_latents
             data = alignment_data(order.preferences, model, named=named, kept_latents=kept)
             report.say(f"latents of the training data: {data_kind(data)}")
-            settings = alignment_settings(order.config.alignment, order.config.seed, order.round_index)
+            settings = alignment_settings(
+                order.config.alignment, order.config.seed, order.round_index, order.seed_index
+            )
             row = _described_model(order, model, data, settings, report)
             policy = _policy(order.config, model, settings.seed, earlier_lora)
             state, records = last_state(policy, settings, order.checkpoints)
         require_same_start(processes, order, state.step)
         steps = train(policy, data, settings, state=state, accelerator=accelerator)
         records = _followed(steps, order, state, records, processes, report)[-order.config.alignment.steps :]
-        facts["items"] = len(records)
+        facts |= {"items": len(records), "peak_bytes": peak_bytes(model.device)}
         with same_outcome(processes):
             if processes.is_first:
                 facts_of_data = {"latents": data_kind(data)}
                 _commit(order, state, row, records, facts_of_data | _facts_of_processes(processes))
 
 
-def _load_model(order: RoundOrder, device: str) -> tuple[SdxlModel, Path | None]:
+def _load_model(order: RoundOrder, device: str) -> tuple[TextToImageModel, Path | None]:
     """The parent model without an adapter of its own, and the folder of that adapter."""
     config, ref = order.config, order.ref
     source = model_source(ref.workspace, ref.run_id, config, order.parent_id)
@@ -142,10 +152,10 @@ def _load_model(order: RoundOrder, device: str) -> tuple[SdxlModel, Path | None]
     # Full fine-tuning needs float32 master weights.
     dtype = config.sampling.dtype if config.alignment.lora_rank else "float32"
     earlier = None if source.lora is None else Path(source.lora)
-    return load_sdxl(replace(source, lora=None), device=device or config.device, dtype=dtype), earlier
+    return load_model(replace(source, lora=None), device=device or config.device, dtype=dtype), earlier
 
 
-def _timing(ref: ArtifactRef, device: str, processes: Processes) -> AbstractContextManager[dict[str, int]]:
+def _timing(ref: ArtifactRef, device: str, processes: Processes) -> AbstractContextManager[dict[str, int | None]]:
     if not processes.is_first:
         return nullcontext({"items": 0})
     world = processes.share.processes
@@ -153,24 +163,28 @@ def _timing(ref: ArtifactRef, device: str, processes: Processes) -> AbstractCont
 
 
 def _described_model(
-    order: RoundOrder, model: SdxlModel, data: AlignmentData, settings: AlignmentSettings, report: Report
+    order: RoundOrder, model: TextToImageModel, data: AlignmentData, settings: AlignmentSettings, report: Report
 ) -> dict[str, object]:
     """The round's row of `models`."""
-    nats = nats_per_unit_error(noise_schedule(model), data.latent_elements, settings.first_timestep)
+    schedule = noise_schedule(model, order.config.sampling.image_size)
+    nats = nats_per_unit_error(schedule, data.latent_elements, settings.first_timestep)
     natural = natural_beta(settings.beta, nats, settings.objective, data.pairs_each)
     report.say(f"beta {settings.beta:g} is {natural} in units of log-likelihood")
     row = _model_row(order.ref, order.config, settings, natural)
-    return row | {"parent_model_id": order.parent_id, "round": order.round_index}
+    repeats = trained_model(order.round_index) if order.seed_index else None
+    return row | {"parent_model_id": order.parent_id, "round": order.round_index, "repeats_model_id": repeats}
 
 
-def _policy(config: RunConfig, model: SdxlModel, seed: int, earlier_lora: Path | None) -> Policy:
+def _policy(config: RunConfig, model: TextToImageModel, seed: int, earlier_lora: Path | None) -> Policy:
     return make_policy(
         model,
         lora_rank=config.alignment.lora_rank,
         trainable=config.alignment.trainable,
         seed=seed,
         earlier_lora=earlier_lora,
-        gradient_checkpointing=config.alignment.gradient_checkpointing,
+        passes=PassOptions(
+            config.alignment.gradient_checkpointing, config.alignment.mixed_precision, config.alignment.compiled
+        ),
         image_size=config.sampling.image_size,
     )
 
@@ -183,18 +197,29 @@ def _followed(
     processes: Processes,
     report: Report,
 ) -> list[StepRecord]:
-    """Takes the steps to the end, and saves a checkpoint now and then; the records of all steps."""
+    """Takes the steps to the end, and saves a checkpoint now and then; the records of all steps.
+
+    Also the last sound state, where the training diverges: in all processes at the same step.
+    """
     config, settings = order.config.alignment, state.settings
     report.advance(max(0, state.step - (settings.steps - config.steps)))
-    for record in steps:
-        records.append(record)
-        report.advance(int(record.step > settings.steps - config.steps))
-        # The last state is what a later round goes on from, where it does.
-        last = record.step == settings.steps and not config.redraw
-        if last or record.step % config.checkpoint_steps == 0:
-            with same_outcome(processes):
-                if processes.is_first:
-                    save_checkpoint(state, records, order.checkpoints)
+
+    def save() -> None:
+        with same_outcome(processes):
+            if processes.is_first:
+                save_checkpoint(state, records, order.checkpoints)
+
+    try:
+        for record in steps:
+            records.append(record)
+            report.advance(int(record.step > settings.steps - config.steps))
+            # The last state is what a later round goes on from, where it does.
+            last = record.step == settings.steps and not config.redraw
+            if last or record.step % config.checkpoint_steps == 0:
+                save()
+    except TrainingDiverged:
+        save()
+        raise
     return records
 
 

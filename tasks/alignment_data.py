@@ -10,7 +10,7 @@ import torch
 from popalign_core.alignment.cache import AlignmentData
 from popalign_core.classification import Status
 from popalign_core.errors import InvalidInput
-from popalign_core.models.sdxl import SdxlModel
+from popalign_core.models.text_to_image import TextToImageModel
 from popalign_core.tensor_arrays import from_bytes
 from storage.artifacts import ArtifactRef
 from storage.images import decode_image
@@ -23,7 +23,7 @@ ENCODE_BATCH = 64
 
 
 def alignment_data(
-    preferences: ArtifactRef, model: SdxlModel, *, named: bool, kept_latents: bool = False
+    preferences: ArtifactRef, model: TextToImageModel, *, named: bool, kept_latents: bool = False
 ) -> AlignmentData:
     """Reads the pairs of committed preferences. named: with the captions that name the groups of either.
 
@@ -105,7 +105,7 @@ def _named_captions(preferences: ArtifactRef, pairs: Sequence[Mapping[str, Any]]
     return [text_of[prompt_of[winner]] for winner in winners], [named.get(key) for key in shown]
 
 
-def _encoded(images: Sequence[bytes], model: SdxlModel) -> tuple[torch.Tensor, torch.Tensor]:
+def _encoded(images: Sequence[bytes], model: TextToImageModel) -> tuple[torch.Tensor, torch.Tensor]:
     means, deviations = [], []
     for start in range(0, len(images), ENCODE_BATCH):
         pixels = np.stack([decode_image(data) for data in images[start : start + ENCODE_BATCH]])

@@ -5,20 +5,20 @@ from dataclasses import replace
 
 from popalign_core.devices import device_name
 from popalign_core.models.checkpoints import source_digest
-from popalign_core.models.sdxl import SdxlModel
+from popalign_core.models.text_to_image import TextToImageModel
 from popalign_core.sampling import SampledImage, SamplingSettings
 from storage.batch_sizes import keep_batch_size, read_batch_size
 from storage.layout import Workspace
 
 
-def fitting(workspace: str, model: SdxlModel, settings: SamplingSettings) -> SamplingSettings:
+def fitting(workspace: str, model: TextToImageModel, settings: SamplingSettings) -> SamplingSettings:
     """The settings, with the smaller batch that an earlier shard had to take."""
     found = read_batch_size(Workspace.open(workspace), _circumstances(model, settings), settings.batch_size)
     return replace(settings, batch_size=found)
 
 
 def keeping_batch_size(
-    workspace: str, model: SdxlModel, settings: SamplingSettings, batches: Iterable[list[SampledImage]]
+    workspace: str, model: TextToImageModel, settings: SamplingSettings, batches: Iterable[list[SampledImage]]
 ) -> Iterator[list[SampledImage]]:
     """Passes batches on; one that had to be smaller is kept for `fitting`."""
     size = settings.batch_size
@@ -29,7 +29,7 @@ def keeping_batch_size(
         yield batch
 
 
-def _circumstances(model: SdxlModel, settings: SamplingSettings) -> dict[str, str]:
+def _circumstances(model: TextToImageModel, settings: SamplingSettings) -> dict[str, str]:
     # The pipeline's digest: a trained model of it takes as much.
     return {
         "model": source_digest(model.source.pipeline),

@@ -2,14 +2,14 @@
 
 from collections.abc import Sequence
 
-from popalign_core.models.sdxl import SdxlModel
+from popalign_core.models.text_to_image import TextToImageModel
 from storage.embeddings import read_embeddings, write_embeddings
 from storage.layout import Workspace
 
 UNCONDITIONAL = ""
 
 
-def provide_embeddings(workspace: str, model: SdxlModel, texts: Sequence[str]) -> None:
+def provide_embeddings(workspace: str, model: TextToImageModel, texts: Sequence[str]) -> None:
     """Gives the model the embeddings of these prompts, and of none, from the workspace; encodes and keeps the rest."""
     encoder = model.prompts
     missing = encoder.unknown([UNCONDITIONAL, *texts])

@@ -11,7 +11,7 @@ from popalign_core.models.zero_shot import check_builder
 def check_inputs(config: RunConfig) -> None:
     """Prompts, models, classifiers and device. Raises: InvalidInput, ModelNotUsable."""
     prompts_of(config.expansion)
-    check_source(config.model, config.sampling.image_size)
+    check_source(config.model, config.sampling.image_size, config.sampling.scheduler)
     if config.model_lora:
         check_adapter(config.model_lora)
     if config.model_unet:

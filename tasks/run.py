@@ -21,7 +21,9 @@ from popalign_core.config import AccelerationConfig, ClassificationConfig, RunCo
 from popalign_core.expansion import Prompt
 from popalign_core.models.attribute_heads import HeadClassifier
 from popalign_core.models.checkpoints import IN_WORKSPACE
-from popalign_core.models.sdxl import ModelSource, SdxlModel, load_sdxl
+from popalign_core.models.loading import load_model
+from popalign_core.models.sdxl import ModelSource
+from popalign_core.models.text_to_image import TextToImageModel
 from popalign_core.models.zero_shot import ZeroShotClassifier
 from popalign_core.sampling import SamplingSettings
 from storage.artifacts import ArtifactRef, is_committed, require_present
@@ -29,6 +31,7 @@ from storage.commit import staged_artifact
 from storage.errors import NotCommitted
 from storage.layout import Workspace
 from storage.leftovers import remove_leftovers
+from storage.registry import weights_part
 from storage.retention import check_complete
 from storage.tables import read_rows, write_rows
 from tasks.versions import code_version
@@ -118,9 +121,10 @@ def model_source(workspace: str, run_id: str, config: RunConfig, model_id: str) 
     ref = reference(workspace, run_id, "models", model_id)
     if not is_committed(ref):
         raise NotCommitted(f"run {run_id} has no committed model {model_id!r}.")
-    part = "lora" if config.alignment.lora_rank else "unet"
+    adapter = "lora" if config.alignment.lora_rank else "full"
+    part = weights_part(ref, adapter)
     require_present(ref, part)
-    return replace(base, **{part: str(ref.folder / part)})
+    return replace(base, **{"lora" if adapter == "lora" else "unet": str(ref.folder / part)})
 
 
 def placed(workspace: str, source: str) -> str:
@@ -131,9 +135,9 @@ def placed(workspace: str, source: str) -> str:
 
 
 @lru_cache(maxsize=1)
-def loaded_model(source: ModelSource, device: str, dtype: Any, vae_dtype: VaeDtype = "model") -> SdxlModel:
+def loaded_model(source: ModelSource, device: str, dtype: Any, vae_dtype: VaeDtype = "model") -> TextToImageModel:
     """One model in memory at a time; shards of the same model reuse it."""
-    return load_sdxl(source, device=device, dtype=dtype, vae_dtype=vae_dtype)
+    return load_model(source, device=device, dtype=dtype, vae_dtype=vae_dtype)
 
 
 @lru_cache(maxsize=2)
@@ -166,9 +170,10 @@ async def passes(_task: object, _run: object, state: State[object]) -> bool:
 
 
 @contextmanager
-def timed(ref: ArtifactRef, stage: str, device: str) -> Generator[dict[str, int]]:
-    """Commits how long a piece of work took; set `items` in the mapping."""
-    started, facts = time.monotonic(), {"items": 0}
+def timed(ref: ArtifactRef, stage: str, device: str) -> Generator[dict[str, int | None]]:
+    """Commits how long a piece of work took; set `items`, and `peak_bytes` where it is known, in the mapping."""
+    started = time.monotonic()
+    facts: dict[str, int | None] = {"items": 0}
     yield facts
     row = {
         "run_id": ref.run_id,
@@ -177,6 +182,7 @@ def timed(ref: ArtifactRef, stage: str, device: str) -> Generator[dict[str, int]
         "seconds": time.monotonic() - started,
         "items": facts["items"],
         "device": device,
+        "peak_bytes": facts.get("peak_bytes"),
     }
     timing = ArtifactRef(ref.workspace, ref.run_id, "timings", f"{ref.table}-{ref.key}")
     if not is_committed(timing):

@@ -5,7 +5,7 @@ needs no saved random state, and one process draws what several would draw toget
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -85,8 +85,8 @@ class NamedImages:
     prompt_embeddings: Tensor
     pooled: Tensor
 
-    def part(self, mine: Tensor, device: torch.device | str) -> "NamedImages":
-        """Those of one process, on its device. mine: (pairs,), bool."""
+    def part(self, mine: Tensor | slice, device: torch.device | str) -> "NamedImages":
+        """Some of them, on a device. mine: (pairs,), bool, or a range."""
         return NamedImages(*(whole[mine].to(device) for whole in (self.latents, self.prompt_embeddings, self.pooled)))
 
 
@@ -108,6 +108,21 @@ class PairBatch:
     pairs: Tensor
     global_pairs: int
     named: NamedImages | None = None
+
+    def part(self, rows: slice) -> "PairBatch":
+        """Some of its pairs."""
+        names = ("winner_latents", "loser_latents", "noise", "timesteps", "prompt_embeddings", "pooled", "pairs")
+        labels = PairLabels(self.labels.weights[rows], self.labels.populations[rows])
+        named = None if self.named is None else self.named.part(rows, self.named.latents.device)
+        return replace(self, **{name: getattr(self, name)[rows] for name in names}, labels=labels, named=named)
+
+
+def split_batch(batch: PairBatch, pairs: int | None) -> list[PairBatch]:
+    """Consecutive parts of a batch of at most so many pairs; None leaves it whole."""
+    total = len(batch.winner_latents)
+    if pairs is None or pairs >= total:
+        return [batch]
+    return [batch.part(slice(start, start + pairs)) for start in range(0, total, pairs)]
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from popalign_core.models.families import FAMILIES
 from popalign_core.tensor_arrays import as_array, as_tensor
 
 
 @dataclass(frozen=True)
 class PromptEmbeddings:
-    """Rows of distinct prompts: context (n, tokens, width), pooled (n, width)."""
+    """Rows of distinct prompts: context (n, tokens, width), pooled (n, width), of width 0 where a model takes none."""
 
     context: Tensor
     pooled: Tensor
@@ -32,11 +33,15 @@ class PromptEncoder:
     def __init__(self, pipeline: Any, device: torch.device, surroundings: Mapping[str, str]):
         """surroundings: device and versions, which decide an embedding's last bit."""
         self._pipeline, self._device, self._surroundings = pipeline, device, surroundings
+        self._family = FAMILIES[type(pipeline).__name__]
         self._known: dict[str, tuple[Tensor, Tensor]] = {}
 
     @property
     def _encoders(self) -> list[Any]:
-        return [self._pipeline.text_encoder, self._pipeline.text_encoder_2]
+        return self._present(self._family.text_encoders)
+
+    def _present(self, names: Sequence[str]) -> list[Any]:
+        return [part for part in (getattr(self._pipeline, name) for name in names) if part is not None]
 
     @cached_property
     def digest(self) -> str:
@@ -46,7 +51,7 @@ class PromptEncoder:
             for name, weight in sorted(encoder.state_dict().items()):
                 digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
                 digest.update(as_array(weight).tobytes())
-        for tokenizer in (self._pipeline.tokenizer, self._pipeline.tokenizer_2):
+        for tokenizer in self._present(self._family.tokenizers):
             vocabulary = sorted(tokenizer.get_vocab().items())
             digest.update(repr((vocabulary, tokenizer.model_max_length, tokenizer.pad_token)).encode())
         return digest.hexdigest()[:16]
@@ -77,9 +82,7 @@ class PromptEncoder:
                 for encoder in self._encoders:
                     encoder.to(self._device)
                 for text in missing:
-                    context, _, pooled, _ = self._pipeline.encode_prompt(
-                        prompt=text, device=self._device, num_images_per_prompt=1, do_classifier_free_guidance=False
-                    )
+                    context, pooled = self._encoded(text)
                     self._known[text] = context.cpu(), pooled.cpu()
             finally:
                 for encoder in self._encoders:
@@ -88,3 +91,11 @@ class PromptEncoder:
         return PromptEmbeddings(
             torch.cat([context for context, _ in found]), torch.cat([pooled for _, pooled in found])
         )
+
+    def _encoded(self, text: str) -> tuple[Tensor, Tensor]:
+        # None = the same prompt for every encoder.
+        others = {f"prompt_{place}": None for place in range(2, len(self._family.text_encoders) + 1)}
+        context, _, *pooled = self._pipeline.encode_prompt(
+            prompt=text, **others, device=self._device, num_images_per_prompt=1, do_classifier_free_guidance=False
+        )
+        return context, pooled[0] if pooled else context.new_zeros(1, 0)

@@ -28,7 +28,9 @@ class Curve:
 
 def training_curves(data: ReportData) -> list[Curve]:
     """Loss, implicit accuracy and margins over all steps of all rounds."""
-    steps = sorted(data.training_steps, key=lambda row: (row["round"], row["model_id"], row["step"]))
+    repeated = {row["model_id"] for row in data.models if row.get("repeats_model_id")}
+    own = [row for row in data.training_steps if row["model_id"] not in repeated]
+    steps = sorted(own, key=lambda row: (row["round"], row["model_id"], row["step"]))
     if not steps:
         return []
     boundaries: list[tuple[int, str]] = []

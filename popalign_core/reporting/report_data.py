@@ -56,6 +56,8 @@ class ReportData:
     training_steps: Sequence[Row] = field(default_factory=_no_rows)
     validations: Sequence[Row] = field(default_factory=_no_rows)
     models: Sequence[Row] = field(default_factory=_no_rows)
+    seeds: Sequence[Row] = field(default_factory=_no_rows)
+    seed_summaries: Sequence[Row] = field(default_factory=_no_rows)
     timings: Sequence[Row] = field(default_factory=_no_rows)
     sampler_differences: Sequence[Row] = field(default_factory=_no_rows)
     decision: Row | None = None
