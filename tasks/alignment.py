@@ -204,7 +204,11 @@ def _followed(
     config, settings = order.config.alignment, state.settings
     report.advance(max(0, state.step - (settings.steps - config.steps)))
 
+    saved = state.step  # what was loaded, or the beginning
+
     def save() -> None:
+        nonlocal saved
+        saved = state.step
         with same_outcome(processes):
             if processes.is_first:
                 save_checkpoint(state, records, order.checkpoints)
@@ -218,7 +222,8 @@ def _followed(
             if last or record.step % config.checkpoint_steps == 0:
                 save()
     except TrainingDiverged:
-        save()
+        if state.step > saved:
+            save()
         raise
     return records
 

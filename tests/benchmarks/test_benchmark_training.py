@@ -173,9 +173,16 @@ WAYS: dict[str, Callable[[], Iterator[float]]] = {
 }
 
 
+def _cpu_seconds(steps: Iterator[float]) -> float:
+    """Of one step, over all threads: wall time on a busy machine says how busy it is."""
+    started = time.process_time()
+    next(steps)
+    return time.process_time() - started
+
+
 def test_training_beats_the_papers_way() -> None:
     steps = {name: way() for name, way in WAYS.items()}
-    rounds = [{name: next(way) for name, way in steps.items()} for _ in range(REPETITIONS + 1)][1:]
+    rounds = [{name: _cpu_seconds(way) for name, way in steps.items()} for _ in range(REPETITIONS + 1)][1:]
     pairs_per_second = {name: median(PLAIN["pairs_per_step"] / found[name] for found in rounds) for name in WAYS}
     ratios = {
         f"{own} / {peer}": median(found[peer] / found[own] for found in rounds)
@@ -184,7 +191,7 @@ def test_training_beats_the_papers_way() -> None:
         for peer in WAYS
         if not peer.startswith("ours")
     }
-    NUMBERS["papers_way"] = {"pairs_per_second": pairs_per_second, "ratios": ratios, "rounds": rounds}
+    NUMBERS["papers_way"] = {"pairs_per_cpu_second": pairs_per_second, "ratios": ratios, "rounds": rounds}
     assert ratios["ours, float32 / paper's way"] > 1
 
 

@@ -325,3 +325,25 @@ def test_a_model_is_not_compared_with_itself(good):
     data, _ = good
     with pytest.raises(InvalidInput, match="same model"):
         replace(data, model_id=data.base_model_id)
+
+
+def test_the_spread_over_training_seeds_is_told_and_repeated_trainings_draw_no_curve():
+    data = made_up.good_run()
+    repeated = {**data.models[-1], "model_id": "round-3-seed-1", "repeats_model_id": "round-3"}
+    steps = [{**row, "model_id": "round-3-seed-1", "loss": 77.0} for row in data.training_steps[-3:]]
+    seeds = [
+        {"run_id": data.run_id, "model_id": model, "judge_id": data.judge_id, "seed_index": index, "value": value}
+        | {"axis": "perceived_gender", "n": 600, "unknown": 0}
+        for index, (model, value) in enumerate((("round-3", 0.1875), ("round-3-seed-1", 0.2625)))
+    ]
+    summary = {"run_id": data.run_id, "judge_id": data.judge_id, "axis": "perceived_gender", "seeds": 2}
+    summary |= {"before": 0.5125, "mean": 0.225, "deviation": 0.053, "low": -0.25, "high": 0.7, "best": 0.1875}
+    more = {"models": [*data.models, repeated], "training_steps": [*data.training_steps, *steps]}
+    with_seeds = replace(data, **more, seeds=seeds, seed_summaries=[{**summary, "worst": 0.2625}])
+    plain, page = Page(render_report(data)), Page(render_report(with_seeds))
+    shown = page.attribute("value")
+    assert all(repr(value) in shown for value in (0.1875, 0.2625, 0.5125, 0.053))
+    assert "other seeds" in page.text
+    assert "other seeds" not in plain.text
+    assert "77" not in "".join(page.attribute("points"))
+    assert f"{len(data.training_steps):,} steps" in page.text

@@ -109,6 +109,9 @@ def test_a_loss_that_is_no_number_commits_nothing_and_names_its_step(tmp_path: P
     kept = latest_checkpoint(Workspace(tmp_path), RUN, "round-1")
     assert kept is not None
     assert int(kept.name) == 1, "the last sound state"
+    with pytest.raises(TrainingDiverged, match="at step 2"):
+        aligned(preferences, configuration(learning_rate=1e30))
+    assert latest_checkpoint(Workspace(tmp_path), RUN, "round-1") == kept, "and again from there"
 
 
 def test_the_most_memory_of_a_training_is_recorded(undisturbed: ArtifactRef) -> None:
