@@ -69,4 +69,8 @@ UNITS = {
     "checks": "of the check",
     "seconds": "s",
     "items": "images, rows or steps",
+    "ours": "of `unit`",
+    "peer": "of `unit`",
+    "repetitions": "repetitions",
+    "spread": "share",
 }

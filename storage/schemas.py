@@ -202,6 +202,27 @@ TABLES: dict[str, TableSpec] = {
             ("seconds", F64, "wall time"),
             ("items", I64, "images, rows or steps"),
             ("device", STR, "cpu, cuda ..."),
+            ("ended_at?", STR, "UTC, by the clock of the host that did it"),
+        ],
+    ),
+    "benchmarks": (
+        "one row a benchmark and time that it was run, in a workspace of their own (`make bench`)",
+        [
+            RUN,
+            ("name", STR, "what was measured"),
+            ("unit", STR, "of ours and peer; in one that ends in /s more is better, in any other less"),
+            ("ours", F64, "median of the repetitions"),
+            ("peer?", F64, "the same of what it is compared with"),
+            ("peer_name?", STR, "what it is compared with"),
+            ("ratio?", F64, "how many times better ours is: median over repetitions, each against the peer beside it"),
+            ("repetitions", I32, "how often each was measured, in turn"),
+            ("spread", F64, "of the ratio, without a peer of ours: largest less smallest, by the median"),
+            ("device", STR, "name of the processor, or of the accelerator"),
+            ("driver", STR, "of the accelerator; empty for a processor"),
+            ("versions_json", STR, "library versions as JSON"),
+            ("commit", STR, "of the checkout; + where it was edited"),
+            ("settings_json", STR, "sizes and settings of the measurement as JSON"),
+            ("measured_at", STR, "UTC"),
         ],
     ),
 }
@@ -218,7 +239,7 @@ FOLDER = {
     "scores": "disparities",
 }
 # Raised with every change of a table's columns. A column that is added must be nullable, or older files are refused.
-VERSIONS = dict.fromkeys(TABLES, 1) | {"populations": 2, "models": 2}
+VERSIONS = dict.fromkeys(TABLES, 1) | {"populations": 2, "models": 2, "timings": 2}
 
 
 def schema(table: str) -> pa.Schema:

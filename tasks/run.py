@@ -174,6 +174,7 @@ def timed(ref: ArtifactRef, stage: str, device: str) -> Generator[dict[str, int]
         "seconds": time.monotonic() - started,
         "items": facts["items"],
         "device": device,
+        "ended_at": datetime.now(UTC).isoformat(timespec="milliseconds"),
     }
     timing = ArtifactRef(ref.workspace, ref.run_id, "timings", f"{ref.table}-{ref.key}")
     if not is_committed(timing):
