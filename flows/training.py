@@ -8,6 +8,7 @@ from popalign_core.config import RunConfig
 from popalign_core.execution import AUTO, Execution
 from storage.artifacts import ArtifactRef
 from tasks.alignment import align_round
+from tasks.memory_plan import require_memory
 from tasks.progress import expect
 from tasks.run import reference, run_config
 from tasks.shards import claim_each, missing_models
@@ -44,6 +45,7 @@ def training(
         )
         # Several hosts make the same call and find each other; one host's call keeps others away.
         for _ in claim_each(missing) if processes.hosts == 1 else missing:
+            require_memory(settings, execution, "training")
             expect(f"alignment round-{round_index}", settings.alignment.steps, "steps")
             align_round(preferences, settings, parent_id, round_index, processes)
     return reference(workspace, run_id, "models", f"round-{round_index}")

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import flop_registry
 
 
 @dataclass(frozen=True)
@@ -27,18 +27,22 @@ def count_use(computation: Callable[[], object]) -> Used:
 
     Not counted: what kernels take inside, the allocator's fragments, the CUDA context.
     """
-    live, attention, arithmetic = LiveBytes(), _Attention(), FlopCounterMode(display=False)
-    with live, arithmetic, attention.standing_in():
+    live, attention = LiveBytes(), _Attention()
+    with live, attention.standing_in():
         computation()
-    return Used(live.peak, arithmetic.get_total_flops() + attention.flop)
+    return Used(live.peak, live.flop + attention.flop)
 
 
 class LiveBytes(TorchDispatchMode):
-    """Bytes of the storages that operations inside have made and that are still alive; peak: the most at once."""
+    """Bytes of the storages that operations inside have made and that are still alive; peak: the most at once.
+
+    flop: of the matrix products and convolutions, by torch's formulas.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.now = self.peak = 0
+        self.flop = 0.0
         self._alive: set[int] = set()
 
     def __torch_dispatch__(
@@ -46,6 +50,8 @@ class LiveBytes(TorchDispatchMode):
     ) -> Any:
         inputs = {_place(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
         result = func(*args, **(kwargs or {}))
+        if (formula := flop_registry.get(func.overloadpacket)) is not None:
+            self.flop += formula(*args, **(kwargs or {}), out_val=result)
         for leaf in tree_leaves(result):
             # What came in was made outside, unless it is known already; a view is its input's storage.
             if isinstance(leaf, Tensor) and _place(leaf) not in inputs:

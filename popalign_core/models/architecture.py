@@ -54,7 +54,9 @@ def architecture_of(model: str) -> Architecture:
     if not is_path(model):
         try:
             parts = [read_config(Path(_from_hub(model, part))) for part in ("unet", "vae")]
-            return Architecture(*(json.dumps(part, sort_keys=True) for part in parts), texts, f"configuration of {model}")
+            return Architecture(
+                *(json.dumps(part, sort_keys=True) for part in parts), texts, f"configuration of {model}"
+            )
         # Whatever keeps the hub away: the plan is then of the known model.
         except (OSError, ValueError):
             pass

@@ -34,20 +34,29 @@ class Footprint:
 
 @dataclass(frozen=True)
 class TrainingShape:
-    """What decides a step's memory. side: pixels of an image, 0 = the model's own. images: in one forward pass.
+    """What decides a step's memory. side: pixels of an image, 0 = the model's own. pairs: in one pass.
 
-    dtype: that a frozen UNet under a LoRA is in; without LoRA everything is float32. averaged: whether a moving average
-    of the weights is kept. further: whether a LoRA of an earlier round is the reference, which is then kept beside it.
+    images_each: of a pair, 3 where named captions are preserved. dtype: of a frozen UNet under a LoRA. mixed: full
+    fine-tuning with passes in bfloat16; else they are float32. averaged: whether a moving average of the weights is
+    kept. further: whether a LoRA of an earlier round is the reference, which is then kept beside it. eight_bit: moments.
     """
 
     side: int
-    images: int
+    pairs: int
     dtype: DtypeName
     lora_rank: int
     trainable: TrainablePart
     checkpointing: bool
+    images_each: int = 2
+    mixed: bool = False
     averaged: bool = False
     further: bool = False
+    eight_bit: bool = False
+
+    @property
+    def computed_in(self) -> DtypeName:
+        """Number format of the passes."""
+        return self.dtype if self.lora_rank else "bfloat16" if self.mixed else "float32"
 
 
 @lru_cache(maxsize=64)
@@ -65,7 +74,7 @@ def sampling_footprint(
     vae = meta_vae(model.vae, torch.float32 if upcast else number)
     weight = next(vae.parameters())
     inputs = torch.empty(decoded, vae.config.latent_channels, latents, latents, device="meta", dtype=weight.dtype)
-    with torch.inference_mode():
+    with torch.no_grad():
         decoding = count_use(lambda: vae.decode(inputs, return_dict=False))
     name, most = max((("activations of the UNet", step), ("activations of the VAE", decoding)), key=_peak)
     parts = (
@@ -88,7 +97,7 @@ def _unet_step(
 ) -> tuple[UNet2DConditionModel, Used]:
     unet = meta_unet(model.unet, number).eval().requires_grad_(False)
     call = unet_call(unet, latents, images)
-    with torch.inference_mode():
+    with torch.no_grad():
         return unet, count_use(call)
 
 
@@ -114,31 +123,32 @@ def unet_call(unet: UNet2DConditionModel, latents: int, images: int) -> Any:
 def training_footprint(model: Architecture, shape: TrainingShape) -> Footprint:
     """Of one training step: what stays, and the most that a step adds; flop of a pair, the reference counted.
 
-    UNet, VAE and text encoders are loaded; gradients, AdamW's two moments and the average are float32 of what is
-    trained, and AdamW works on a copy of its second moment. Full fine-tuning has a second UNet as its reference.
+    UNet, VAE and text encoders are loaded. Gradients, AdamW's two moments and the average are float32 of what is
+    trained; AdamW works on a copy of the second moment. Full fine-tuning has a second UNet as its reference; in mixed
+    precision that one is bfloat16, and so is a copy of the weights that the passes compute with.
     """
-    number = DTYPES[shape.dtype] if shape.lora_rank else torch.float32
-    unet = meta_unet(model.unet, number)
-    base = _bytes(unet)
+    computed, stored = DTYPES[shape.computed_in], DTYPES[shape.dtype] if shape.lora_rank else torch.float32
+    unet = meta_unet(model.unet, computed)
+    base = _elements(unet)
     prepare_training(unet, shape)
     latents = (shape.side or model.native_side) // model.pixels_per_latent
-    step, reference = training_step(unet, latents, shape.images)
-    trained = float(sum(p.numel() for p in unet.parameters() if p.requires_grad) * FLOAT32_BYTES)
-    copies = shape.averaged + (shape.further if shape.lora_rank else 0)
-    adapter = ("LoRA", trained) if shape.lora_rank else ("reference", base)
-    frozen = float((model.text_elements + _elements(meta_vae(model.vae, number))) * number.itemsize)
-    parts = (
-        ("UNet", base),
-        adapter,
-        ("VAE and text encoders", frozen),
-        ("gradients", trained),
-        ("AdamW's moments", 2 * trained),
-        ("copies of what is trained", copies * trained),
-        ("activations", max(step.peak_bytes - trained, trained)),
-    )
-    return Footprint(
-        tuple((name, size) for name, size in parts if size), 2 * (step.flop + reference.flop) / shape.images
-    )
+    step, reference = training_step(unet, latents, shape.pairs * shape.images_each)
+    count = sum(p.numel() for p in unet.parameters() if p.requires_grad)
+    trained, seen = float(FLOAT32_BYTES * count), count * (4 if shape.lora_rank else computed.itemsize)
+    frozen = model.text_elements + _elements(meta_vae(model.vae, computed))
+    parts = {
+        "UNet": base * stored.itemsize,
+        "LoRA" if shape.lora_rank else "reference": trained if shape.lora_rank else base * computed.itemsize,
+        "weights to compute with": base * computed.itemsize if shape.mixed and not shape.lora_rank else 0,
+        "VAE and text encoders": frozen * stored.itemsize,
+        "gradients": trained,
+        "AdamW's moments": trained / 2 if shape.eight_bit else 2 * trained,
+        "copies of what is trained": trained * (shape.averaged + bool(shape.further and shape.lora_rank)),
+        # The peak of a pass holds the gradients that are there by then; the optimizer comes after it.
+        "activations": max(step.peak_bytes - seen, trained),
+    }
+    flop = (step.flop + reference.flop) / shape.pairs
+    return Footprint(tuple((name, float(size)) for name, size in parts.items() if size), flop)
 
 
 def prepare_training(unet: UNet2DConditionModel, shape: TrainingShape) -> None:
