@@ -110,7 +110,7 @@ def status(workspace: WorkspaceOption = Path("workspace")) -> None:
         for service in services:
             running.add_row(service.what, service.pid, service.state, escape(service.detail))
         console.print(running)
-    table = Table("run", "images", "models", "decision")
+    table = Table("run", "images", "models", "throughput", "decision")
     for row in run_states(Workspace.open(workspace)):
         table.add_row(*row)
     console.print(table)

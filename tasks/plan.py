@@ -47,8 +47,8 @@ class PlanRow:
         time = _duration(self.seconds)
         if (self.low, self.high) != (self.seconds, self.seconds):
             time += f" ({_duration(self.low)} to {_duration(self.high)})"
-        shown = [_flop(self.flop) if self.flop else "", time if self.seconds else ""]
-        return self.stage, self.work, self.rate, *shown, _size(self.bytes) if self.bytes else ""
+        arithmetic, disk = _flop(self.flop) if self.flop else "", _size(self.bytes) if self.bytes else ""
+        return self.stage, self.work, self.rate, arithmetic, time if self.seconds else "", disk
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from huggingface_hub import hf_hub_download
+from huggingface_hub import hf_hub_download  # pyright: ignore[reportUnknownVariableType]
 from safetensors import safe_open
 
 from popalign_core.models.checkpoints import is_path, read_config, resolve_source
@@ -64,15 +64,16 @@ def architecture_of(model: str) -> Architecture:
     return Architecture(unet, vae, texts, "SDXL's configuration, as shipped")
 
 
-def _from_hub(model: str, part: str) -> str:
-    return hf_hub_download(model, "config.json", subfolder=part, etag_timeout=TIMEOUT_SECONDS)
+def _from_hub(model: str, part: str) -> Path:
+    return Path(hf_hub_download(model, "config.json", subfolder=part, etag_timeout=TIMEOUT_SECONDS))
 
 
 def _elements(folder: Path) -> int:
     """Of all weights in a folder's safetensors, from their headers."""
     total = 0
     for path in folder.glob("*.safetensors"):
-        with safe_open(path, "numpy") as file:
+        with safe_open(path, "numpy") as opened:
+            file = cast("Any", opened)
             total += sum(prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
     return total
 

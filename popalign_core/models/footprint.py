@@ -38,7 +38,8 @@ class TrainingShape:
 
     images_each: of a pair, 3 where named captions are preserved. dtype: of a frozen UNet under a LoRA. mixed: full
     fine-tuning with passes in bfloat16; else they are float32. averaged: whether a moving average of the weights is
-    kept. further: whether a LoRA of an earlier round is the reference, which is then kept beside it. eight_bit: moments.
+    kept. further: whether a LoRA of an earlier round is the reference, kept beside the new one. eight_bit: AdamW's
+    moments.
     """
 
     side: int

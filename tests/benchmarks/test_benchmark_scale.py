@@ -1,7 +1,7 @@
 """The paper-size job, 66,000 + 140,000 images, through planning, claims, storage and catalog; no network draws.
 
-POPALIGN_BENCH_SHARES: of the paper's images a prompt, "0.05,0.25,1" (10,000, 50,000 and 206,000 images). Times are of one
-process; that they grow no faster than the number of images is what is asserted. About 2 GB in the temporary folder.
+POPALIGN_BENCH_SHARES: of the paper's images a prompt, "0.05,0.25,1" (12,500, 54,400 and 206,000 images). Times are of
+one process; that they grow no faster than the number of images is what is asserted. 2 GB in the temporary folder.
 """
 
 import json
@@ -9,7 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +33,14 @@ GIB = 2**30
 
 
 @pytest.fixture(scope="module")
-def measured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[float, dict[str, dict[str, Any]]]]:
+def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[float, dict[str, dict[str, Any]]]:
     """Numbers by share and step."""
     found: dict[float, dict[str, dict[str, Any]]] = {}
     for share in SHARES:
         place = tmp_path_factory.mktemp("paper")
         found[share] = {step: run_step(step, place, share) for step in STEPS}
         shutil.rmtree(place)
-    yield found
+    return found
 
 
 def run_step(step: str, place: Path, share: float) -> dict[str, Any]:
@@ -65,7 +65,7 @@ def test_nothing_grows_faster_than_the_images(measured: dict[float, dict[str, di
     sizes = sorted(found)
     growth = {
         (name, small, large): found[large][name] / found[small][name] / (large / small)
-        for small, large in zip(sizes, sizes[1:], strict=False)
+        for small, large in pairwise(sizes)
         for name in found[small]
         if found[small][name] > LEAST_SECONDS
     }
@@ -105,4 +105,3 @@ def test_the_numbers_are_kept(measured: dict[float, dict[str, dict[str, Any]]]) 
         }
         for name, (value, unit) in values.items():
             record_benchmark(f"scale.{images}.{name}", [value], unit, settings=settings)
-        assert images * 1.2 > 10_000 or share < min(SHARES) * 1.01
