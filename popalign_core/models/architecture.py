@@ -53,10 +53,8 @@ def architecture_of(model: str) -> Architecture:
     texts = int(known["text_elements"])
     if not is_path(model):
         try:
-            parts = [read_config(Path(_from_hub(model, part))) for part in ("unet", "vae")]
-            return Architecture(
-                *(json.dumps(part, sort_keys=True) for part in parts), texts, f"configuration of {model}"
-            )
+            unet, vae = (json.dumps(read_config(_from_hub(model, part)), sort_keys=True) for part in ("unet", "vae"))
+            return Architecture(unet, vae, texts, f"the configuration of {model}")
         # Whatever keeps the hub away: the plan is then of the known model.
         except (OSError, ValueError):
             pass
@@ -72,8 +70,7 @@ def _elements(folder: Path) -> int:
     """Of all weights in a folder's safetensors, from their headers."""
     total = 0
     for path in folder.glob("*.safetensors"):
-        with safe_open(path, "numpy") as opened:
-            file = cast("Any", opened)
+        with cast("Any", safe_open(path, "numpy")) as file:
             total += sum(prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
     return total
 

@@ -1,4 +1,4 @@
-"""SDXL with random weights in the folder format of a real one: the speed is that of real weights, the pictures are none."""
+"""SDXL with random weights in the folder format of a real one: as fast as with real ones, and the pictures are none."""
 
 import json
 from pathlib import Path

@@ -1,9 +1,9 @@
 """Full-size SDXL with random weights at 1024 px on one GPU: images and pairs a second, peak memory, a profile.
 
-The product's own shard of images (embeddings, sampler, VAE, encoding, commit) and its own trainer are measured; the peer
-draws one image a call and encodes its prompt each time, as the paper's code does.
-POPALIGN_BENCH_SDXL: full (only with a GPU, the default there) or tiny (128 px, few and narrow layers, for a test of this
-file; 2 steps). POPALIGN_BENCH_BATCHES: "1,4,8,16". POPALIGN_BENCH_REPETITIONS (3).
+The product's own shard of images (embeddings, sampler, VAE, encoding, commit) and its own trainer are measured; the
+peer draws one image a call and encodes its prompt each time, as the paper's code does.
+POPALIGN_BENCH_SDXL: full (only with a GPU, the default there), or tiny, which tries this file: 128 px, 2 steps, few and
+narrow layers. POPALIGN_BENCH_BATCHES: "1,4,8,16". POPALIGN_BENCH_REPETITIONS (3).
 POPALIGN_BENCH_SETTINGS: more settings of the run, "sampling.attention=cudnn,alignment.compiled=true".
 POPALIGN_BENCH_PROFILE: a file for the profile (printed as well).
 """

@@ -53,7 +53,7 @@ class StubModel:
 
 @pytest.fixture(autouse=True)
 def drawn_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    def draw(_: object, requests: list, settings: object) -> Iterator[list[SampledImage]]:
+    def draw(_: object, requests: list, _settings: object) -> Iterator[list[SampledImage]]:
         yield [SampledImage(request, np.full((8, 8, 3), request.seed % 256, np.uint8), 8) for request in requests]
 
     monkeypatch.setattr(sampling_tasks, "loaded_model", StubModel)
