@@ -121,9 +121,9 @@ def test_one_image_a_call(checkpoint: Path, tmp_path: Path) -> None:
     loaded_model.cache_clear()
     sample_shard.fn(shards[0], config)
     ours, theirs = list[float](), list[float]()
-    pipeline = StableDiffusionXLPipeline.from_pretrained(
-        checkpoint, dtype=DTYPES["float16" if CUDA else "bfloat16"], add_watermarker=False
-    ).to(DEVICE)
+    dtype = "float16" if CUDA else "bfloat16"
+    pipeline = StableDiffusionXLPipeline.from_pretrained(checkpoint, dtype=DTYPES[dtype], add_watermarker=False)
+    pipeline.to(DEVICE)
     pipeline.scheduler = SCHEDULERS[config.sampling.scheduler].from_config(pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
     options = {"num_inference_steps": config.sampling.steps, "guidance_scale": config.sampling.guidance_scale}
@@ -135,9 +135,8 @@ def test_one_image_a_call(checkpoint: Path, tmp_path: Path) -> None:
         started = synchronized()
         pipeline(requests[number].text, **options)
         theirs.append(synchronized() - started)
-    record_benchmark(
-        "sdxl.image.peer", ours, "s/image", peer=theirs, peer_name="one image a call, float16", device=DEVICE.type
-    )
+    facts = {"peer_name": f"one image a call, {dtype}", "device": DEVICE.type, "settings": {"kind": KIND}}
+    record_benchmark("sdxl.image.peer", ours, "s/image", peer=theirs, **facts)
 
 
 @pytest.mark.parametrize("kind", ["lora", "full"])

@@ -4,6 +4,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from tasks.shards import claim_each, missing_attributes, missing_samples
 from tasks.summary import run_states
 
 RUN, IMAGES = "night", 48
-EVENTS = {"open", "os.scandir", "os.listdir", "os.mkdir", "os.rename", "os.remove"}
+EVENTS = {"open", "os.mkdir", "os.rename", "os.remove"}
 _counts: list[Counter[str]] = []
 
 
@@ -44,6 +45,19 @@ def config_of(shards: int) -> RunConfig:
     return with_settings(preset("emoji"), changes)
 
 
+class Entries(AbstractContextManager["Entries"]):
+    """What a folder's listing gave."""
+
+    def __init__(self, found: list):
+        self.found = iter(found)
+
+    def __iter__(self) -> Iterator:
+        return self.found
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+
 class StubModel:
     device = torch.device("cpu")
 
@@ -63,15 +77,30 @@ def drawn_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]], int]:
-    """Counts the calls of the file system that something makes from Python."""
-    real = os.stat
+    """Counts the calls of the file system that something makes from Python, and the entries of listings."""
+    stat, listdir, scandir = os.stat, os.listdir, os.scandir
 
-    def counted(*values: object, **options: object) -> os.stat_result:
+    def tell(what: str, count: int = 1) -> None:
         if _counts:
-            _counts[-1]["stat"] += 1
-        return real(*values, **options)  # type: ignore[arg-type]
+            _counts[-1][what] += count
 
-    monkeypatch.setattr(os, "stat", counted)
+    def counted_stat(*values: object, **options: object) -> os.stat_result:
+        tell("stat")
+        return stat(*values, **options)  # type: ignore[arg-type]
+
+    def counted_listdir(*values: object) -> list:
+        found = listdir(*values)  # type: ignore[call-overload]
+        tell("entry", 1 + len(found))
+        return found
+
+    def counted_scandir(*values: object) -> Entries:
+        with scandir(*values) as entries:  # type: ignore[call-overload]
+            found = list(entries)
+        tell("entry", 1 + len(found))
+        return Entries(found)
+
+    for name, function in (("stat", counted_stat), ("listdir", counted_listdir), ("scandir", counted_scandir)):
+        monkeypatch.setattr(os, name, function)
 
     def count(work: Callable[[], object]) -> int:
         _counts.append(Counter())
