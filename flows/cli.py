@@ -111,7 +111,7 @@ def status(workspace: WorkspaceOption = Path("workspace")) -> None:
         for service in services:
             running.add_row(service.what, service.pid, service.state, escape(service.detail))
         console.print(running)
-    table = Table("run", "images", "models", "decision")
+    table = Table("run", "images", "models", "throughput", "decision")
     for row in run_states(Workspace.open(workspace)):
         table.add_row(*row)
     console.print(table)
@@ -145,9 +145,12 @@ def _execute(started: "RunStart", workspace: Path, execution: "Execution", again
     from storage.layout import Workspace
     from storage.locks import run_lock
     from tasks.inputs import check_inputs
+    from tasks.memory_plan import STAGES, require_memory
 
     # What can be refused is refused before Prefect's server starts.
     check_inputs(started.config)
+    if execution.placement in ("auto", "process"):
+        require_memory(started.config, execution, *STAGES)
     with run_lock(Workspace.open(workspace), started.run_id):
         pass
     from flows.debias import debias

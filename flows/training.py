@@ -8,6 +8,7 @@ from popalign_core.config import RunConfig
 from popalign_core.execution import AUTO, Execution
 from storage.artifacts import ArtifactRef
 from tasks.alignment import align_round
+from tasks.memory_plan import require_memory
 from tasks.progress import expect
 from tasks.run import reference, run_config
 from tasks.shards import claim_each, missing_models
@@ -47,6 +48,7 @@ def training(  # noqa: PLR0913 - the form of a deployment
         )
         # Several hosts make the same call and find each other; one host's call keeps others away.
         for _ in claim_each(missing) if processes.hosts == 1 else missing:
+            require_memory(settings, execution, "training")
             expect(f"alignment {trained_model(round_index, seed_index)}", settings.alignment.steps, "steps")
             align_round(preferences, settings, parent_id, round_index, processes, seed_index)
     return reference(workspace, run_id, "models", trained_model(round_index, seed_index))

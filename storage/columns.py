@@ -78,4 +78,8 @@ UNITS = {
     "shape": "elements",
     "seconds": "s",
     "items": "images, rows or steps",
+    "ours": "of `unit`",
+    "peer": "of `unit`",
+    "repetitions": "repetitions",
+    "spread": "share",
 }

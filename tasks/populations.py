@@ -36,6 +36,7 @@ def build_preferences(workspace: str, run_id: str, config: RunConfig, model_id: 
     samples = labelled_samples(workspace, run_id, config, model_id, f"round-{round_index}", "builder")
     own = own_samples(samples, [prompt_id for prompt_id, prompt in prompts.items() if prompt.kind == "neutral"])
     plans = population_plans(workspace, run_id, config, model_id, round_index, own)
+    specific = _specific(prompts, samples, axes)
     purposes = [f"round-{round_index}"]
     changes: Changes = {}
     if config.populations.winners == "counterfactual":
@@ -51,7 +52,7 @@ def build_preferences(workspace: str, run_id: str, config: RunConfig, model_id: 
         if config.populations.winners == "counterfactual":
             outcome = pair_counterfactuals(prompt, mine, *changes.get(prompt_id, ([], {})), plans[prompt_id])
         else:
-            outcome = build_populations(prompt, mine, _specific(prompt, prompts, samples, axes), plans[prompt_id])
+            outcome = build_populations(prompt, mine, specific.get(prompt_id, {}), plans[prompt_id])
         for name, rows in _rows(outcome).items():
             found[name] += [{"run_id": run_id, "round": round_index, **row} for row in rows]
     with staged_artifact(ref) as folder:
@@ -92,16 +93,16 @@ def _rows(outcome: PopulationPair | Refusal) -> dict[str, list[dict[str, object]
 
 
 def _specific(
-    prompt: Prompt, prompts: dict[str, Prompt], samples: list[LabelledSample], axes: list[Axis]
-) -> dict[tuple[str, ...], list[LabelledSample]]:
-    """The prompt's identity-specific images by requested cell."""
-    requested = {
-        other.prompt_id: tuple(other.requested[axis.name] for axis in axes)
-        for other in prompts.values()
-        if other.parent_id == prompt.prompt_id
-    }
-    cells: dict[tuple[str, ...], list[LabelledSample]] = {cell: [] for cell in requested.values()}
+    prompts: dict[str, Prompt], samples: list[LabelledSample], axes: list[Axis]
+) -> dict[str, dict[tuple[str, ...], list[LabelledSample]]]:
+    """Identity-specific images by neutral prompt and requested cell, of all prompts in one pass over the images."""
+    found: dict[str, dict[tuple[str, ...], list[LabelledSample]]] = {}
+    place: dict[str, list[LabelledSample]] = {}
+    for prompt in prompts.values():
+        if prompt.parent_id is not None:
+            cell = tuple(prompt.requested[axis.name] for axis in axes)
+            place[prompt.prompt_id] = found.setdefault(prompt.parent_id, {}).setdefault(cell, [])
     for sample in samples:
-        if sample.prompt_id in requested:
-            cells[requested[sample.prompt_id]].append(sample)
-    return cells
+        if sample.prompt_id in place:
+            place[sample.prompt_id].append(sample)
+    return found

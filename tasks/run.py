@@ -183,6 +183,7 @@ def timed(ref: ArtifactRef, stage: str, device: str) -> Generator[dict[str, int 
         "items": facts["items"],
         "device": device,
         "peak_bytes": facts.get("peak_bytes"),
+        "ended_at": datetime.now(UTC).isoformat(timespec="milliseconds"),
     }
     timing = ArtifactRef(ref.workspace, ref.run_id, "timings", f"{ref.table}-{ref.key}")
     if not is_committed(timing):

@@ -8,7 +8,8 @@ from prefect.cache_policies import NO_CACHE
 from popalign_core.attributes import CROSSING
 from storage.artifacts import committed_keys
 from storage.layout import Workspace
-from storage.tables import read_rows
+from storage.tables import read_rows, read_table
+from tasks.throughput import run_throughput
 
 NAMES = {"l2": "disparity (L2)", "clip_score": "CLIP score", "obedience": "obedience"}
 
@@ -47,12 +48,14 @@ def summarize_run(workspace: str, run_id: str, report: str) -> RunSummary:
     return RunSummary(run_id, decision["verdict"], decision["reason"], tuple(lines), report, failed, differently)
 
 
-def run_states(place: Workspace) -> list[tuple[str, str, str, str]]:
-    """One line a run: id, committed images, models, decision."""
-    lines: list[tuple[str, str, str, str]] = []
+def run_states(place: Workspace) -> list[tuple[str, str, str, str, str]]:
+    """One line a run: id, committed images, models, throughput, decision."""
+    lines: list[tuple[str, str, str, str, str]] = []
     for run_id in place.run_ids():
-        images = len(read_rows(place, run_id, "samples"))
+        images = len(read_table(place, run_id, "samples", columns=["sample_index"]))
         models = len(committed_keys(place, run_id, "models"))
         decisions = read_rows(place, run_id, "decisions")
-        lines.append((run_id, str(images), str(models), decisions[0]["verdict"] if decisions else "not finished"))
+        speed = run_throughput(place, run_id)
+        verdict = decisions[0]["verdict"] if decisions else "not finished"
+        lines.append((run_id, str(images), str(models), speed.describe() if speed else "", verdict))
     return lines

@@ -67,7 +67,7 @@ def test_rows_come_back_and_their_bytes_are_theirs_alone(tmp_path_factory, name,
 
 def test_numpy_values_are_values():
     row = {"run_id": "a", "stage": "b", "key": "c", "seconds": np.float32(0.5), "items": np.int32(3), "device": "cpu"}
-    assert to_table("timings", [row]).to_pylist() == [row]
+    assert to_table("timings", [row]).to_pylist() == [row | {"ended_at": None}]
     probabilities = np.array([0.25, 0.75], np.float32)
     columns = {field.name: "x" for field in schema("attributes")} | {"confidence": 0.75}
     table = to_table("attributes", [columns | {"probabilities": probabilities}])
