@@ -10,7 +10,7 @@ from typing import Literal, Protocol
 import numpy as np
 
 from popalign_core.attributes import Axis
-from popalign_core.classification import Attribution, Status
+from popalign_core.classification import Attribution, AxisProbabilities, Status, attribute
 
 Kind = Literal["person", "face"]
 Rule = Literal["largest", "all", "none"]
@@ -123,6 +123,30 @@ def cut(images: np.ndarray, views: Sequence[View], found: Sequence[Found] | None
             image = image[square_around(box, height, width, margin)]
         pictures.append(image)
     return pictures
+
+
+@dataclass(frozen=True)
+class AxisLabels:
+    """The outcomes on one axis. images: by image; views: by view, in their order."""
+
+    images: list[Attribution]
+    views: list[Attribution]
+
+
+def label_views(
+    outcomes: Sequence[AxisProbabilities],
+    views: Sequence[View],
+    found: Sequence[Found] | None,
+    *,
+    min_confidence: float,
+    rule: Rule,
+) -> list[AxisLabels]:
+    """Outcomes of views and images on every axis, from the probabilities of the views."""
+    labels = [attribute(outcome, min_confidence=min_confidence) for outcome in outcomes]
+    return [
+        AxisLabels(image_labels(outcome.axis, views, own, found, rule), own)
+        for outcome, own in zip(outcomes, labels, strict=True)
+    ]
 
 
 def image_labels(

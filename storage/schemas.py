@@ -11,6 +11,7 @@ from storage.columns import (
     I64,
     MODEL,
     PROMPT,
+    REGION,
     ROUND,
     RUN,
     SAMPLE,
@@ -93,10 +94,53 @@ TABLES: dict[str, TableSpec] = {
             PROMPT,
             ("classifier_id", STR, "who said so, with the digest of its weights"),
             AXIS,
-            ("label?", STR, "perceived group; null where there is no person"),
+            ("label?", STR, "perceived group; null unless the status is ok or low_confidence"),
             ("confidence", F32, "probability of the best group, 0 to 1"),
             ("probabilities", pa.list_(F32), "of every group, in the axis's order"),
-            ("status", STR, "ok, low_confidence, no_person or error; only ok is counted"),
+            ("status", STR, "ok, low_confidence, no_person, no_face, several or error; only ok is counted"),
+        ],
+    ),
+    "region_attributes": (
+        "one row a face or person, axis and classifier, where a detector is configured; `attributes` has the image's",
+        [
+            RUN,
+            MODEL,
+            SAMPLE,
+            PROMPT,
+            ("classifier_id", STR, "who said so, with the digest of its weights"),
+            REGION,
+            AXIS,
+            ("label?", STR, "perceived group; null unless the status is ok or low_confidence"),
+            ("confidence", F32, "probability of the best group, 0 to 1"),
+            ("probabilities", pa.list_(F32), "of every group, in the axis's order"),
+            ("status", STR, "ok, low_confidence, no_person or error"),
+        ],
+    ),
+    "detections": (
+        "one row a person or face that was found, where a detector is configured; images without have no row",
+        [
+            RUN,
+            MODEL,
+            SAMPLE,
+            ("detector_id", STR, "who found it, with the digest of its weights"),
+            ("kind", STR, "person or face"),
+            REGION,
+            ("left", I32, "edge of the box"),
+            ("top", I32, "edge of the box"),
+            ("right", I32, "edge of the box, exclusive"),
+            ("bottom", I32, "edge of the box, exclusive"),
+            ("confidence", F32, "the detector's"),
+        ],
+    ),
+    "embeddings": (
+        "one row an image (and face or person) as the builder's model sees it: a further axis needs no images",
+        [
+            RUN,
+            MODEL,
+            SAMPLE,
+            REGION,
+            ("embedder_id", STR, "model of the vector, with the digest of its weights"),
+            ("vector", pa.list_(F32), "unit features"),
         ],
     ),
     "populations": (
@@ -209,6 +253,7 @@ TABLES: dict[str, TableSpec] = {
 # Tables that lie in another table's artifacts, written in the same commit.
 FOLDER = {
     "images": "samples",
+    "region_attributes": "attributes",
     "preferences": "populations",
     "refusals": "populations",
     "yields": "populations",
@@ -216,6 +261,8 @@ FOLDER = {
     "group_shares": "disparities",
     "comparisons": "disparities",
     "scores": "disparities",
+    "agreements": "disparities",
+    "status_counts": "disparities",
 }
 # Raised with every change of a table's columns. A column that is added must be nullable, or older files are refused.
 VERSIONS = dict.fromkeys(TABLES, 1) | {"populations": 2, "models": 2}

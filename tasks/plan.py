@@ -129,6 +129,7 @@ def _work_rows(config: RunConfig, work: Workload, left: Left, records: Sequence[
         yield from _sampling_row(title, sets, rate, size, config.sampling.batch_size)
     for role in ("builder", "judge"):
         count = sum(sum(part.classified) for part in left.sets if part.wanted.role == role)
+        count += sum(sum(part.seconded) for part in left.sets) if role == "builder" else 0
         if count:
             yield _timed(
                 "classification", f"{count:,} images, {role}", classification_rate(records, config, role), count

@@ -17,9 +17,11 @@ from prefect.client.schemas.objects import State
 from prefect.context import FlowRunContext
 
 from popalign_core.config import ClassificationConfig, RunConfig, SamplingConfig, parse_config
+from popalign_core.detection import Kind
 from popalign_core.expansion import Prompt
 from popalign_core.models.attribute_heads import HeadClassifier
 from popalign_core.models.checkpoints import IN_WORKSPACE
+from popalign_core.models.detectors import BoxDetector
 from popalign_core.models.sdxl import ModelSource, SdxlModel, load_sdxl
 from popalign_core.models.zero_shot import ZeroShotClassifier
 from popalign_core.sampling import SamplingSettings
@@ -149,6 +151,12 @@ def judge(source: str, device: str) -> HeadClassifier:
 def classifier_of(role: str, config: ClassificationConfig, device: str) -> ZeroShotClassifier | HeadClassifier:
     """The builder or the judge."""
     return builder(config.builder, device) if role == "builder" else judge(config.judge, device)
+
+
+@lru_cache(maxsize=2)
+def detector(source: str, kind: Kind, min_confidence: float, device: str) -> BoxDetector:
+    """Finds persons, or faces."""
+    return BoxDetector(source, kind, min_confidence=min_confidence, device=device)
 
 
 def sampling_settings(config: SamplingConfig) -> SamplingSettings:

@@ -91,14 +91,14 @@ class ZeroShotClassifier:
 
     def probabilities(self, images: Pictures, axes: Sequence[Axis]) -> list[AxisProbabilities]:
         """Softmax over the groups; "no person" against the best group. Raises: UnknownName (no phrases)."""
-        return self.probabilities_of(self.image_features(images), [described(axis) for axis in axes])
+        return self.probabilities_of(self.image_features(images).numpy(), [described(axis) for axis in axes])
 
-    def probabilities_of(self, features: Tensor, axes: Sequence[DescribedAxis]) -> list[AxisProbabilities]:
-        """The same from features (n, d) of images, which need not be there any more."""
+    def probabilities_of(self, features: np.ndarray, axes: Sequence[DescribedAxis]) -> list[AxisProbabilities]:
+        """The same from features (n, d), float32, of images, which need not be there any more."""
         scale = float(self.model.logit_scale.exp())
         outcomes: list[AxisProbabilities] = []
         for axis in axes:
-            logits = (scale * features @ self._axis_features(axis).T).numpy()
+            logits = (scale * torch.from_numpy(features) @ self._axis_features(axis).T).numpy()
             best_against_none = np.stack([logits[:, :-1].max(axis=1), logits[:, -1]], axis=1)
             outcomes.append(AxisProbabilities(axis.axis, softmax(logits[:, :-1]), softmax(best_against_none)[:, 1]))
         return outcomes
