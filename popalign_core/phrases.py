@@ -1,5 +1,6 @@
 """What a zero-shot classifier is told of an axis: a few phrases a group, for built-in axes and for those of a file."""
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -38,7 +39,7 @@ PHRASES: dict[str, dict[str, tuple[str, ...]]] = {
     },
 }
 NO_PERSON_PHRASES = ("an object",)
-_AXIS_NAME = re.compile(r"perceived_[a-z0-9_]{1,40}")
+_AXIS_NAME = re.compile(r"perceived_[a-z0-9_]{1,32}")
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,12 @@ class DescribedAxis:
 
     axis: Axis
     phrases: Mapping[str, Sequence[str]]
+
+    @property
+    def digest(self) -> str:
+        """Names the phrases, frames included: 8 hex digits."""
+        text = json.dumps([self.axis.name, [[g, list(self.phrases[g])] for g in self.axis.groups], FRAMES])
+        return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def described(axis: Axis) -> DescribedAxis:
@@ -78,7 +85,7 @@ def described_axis(source: str) -> DescribedAxis:
         ) from error
     if not _AXIS_NAME.fullmatch(name) or name in AXES:
         raise InvalidInput(
-            f"{source} names its axis {name!r}: perceived_ and up to 40 small letters, digits or _ are expected, and "
+            f"{source} names its axis {name!r}: perceived_ and up to 32 small letters, digits or _ are expected, and "
             f"none of {', '.join(AXES)}."
         )
     if len(phrases) < 2:
