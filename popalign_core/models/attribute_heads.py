@@ -120,10 +120,10 @@ class HeadClassifier:
 
     def logits(self, name: str, images: Pictures) -> tuple[np.ndarray, list[str]]:
         """Raw logits (n, labels) and the label names."""
-        return self._all_logits([name], images)[0], self._load(name).labels
+        return self.all_logits([name], images)[0], self._load(name).labels
 
     @torch.inference_mode()
-    def _all_logits(self, names: Sequence[str], images: Pictures) -> list[np.ndarray]:
+    def all_logits(self, names: Sequence[str], images: Pictures) -> list[np.ndarray]:
         """Of several heads: pixels are made once for all whose processors are alike."""
         heads = [self._load(name) for name in names]
         parts: list[list[Tensor]] = [[torch.zeros((0, len(head.labels)))] for head in heads]
@@ -141,7 +141,7 @@ class HeadClassifier:
         given = (
             stacked(images, self.device)
             if isinstance(images, np.ndarray)
-            else [torch.from_numpy(np.ascontiguousarray(image)).to(self.device).permute(2, 0, 1) for image in images]
+            else [stacked(image[None], self.device)[0] for image in images]
         )
         pixels: Tensor = processor(given, return_tensors="pt", device=self.device).pixel_values
         return pixels.to(self.device)
@@ -149,7 +149,7 @@ class HeadClassifier:
     def probabilities(self, images: Pictures, axes: Sequence[Axis]) -> list[AxisProbabilities]:
         """Sums the classes that mean the same group; a "no person" class, where there is one, is kept apart."""
         outcomes: list[AxisProbabilities] = []
-        for axis, logits in zip(axes, self._all_logits([axis.name for axis in axes], images), strict=True):
+        for axis, logits in zip(axes, self.all_logits([axis.name for axis in axes], images), strict=True):
             shares = softmax(logits)
             by_group = np.zeros((len(images), len(axis.groups)), dtype=shares.dtype)
             no_person = np.zeros(len(images), dtype=shares.dtype)

@@ -16,13 +16,13 @@ from popalign_core.classification import Pictures
 
 def stacked(images: Pictures, device: torch.device) -> Tensor:
     """Pictures of one size as uint8 (n, 3, h, w) on a device: a quarter of the bytes of float32 on the way."""
-    return torch.from_numpy(np.ascontiguousarray(images)).to(device).permute(0, 3, 1, 2)
+    return torch.from_numpy(np.require(images, requirements=["C", "W"])).to(device).permute(0, 3, 1, 2)
 
 
 class ClipPixels:
     """Resize, crop and normalise as `open_clip.image_transform` does, which takes one PIL image at a time.
 
-    Within 2 of 255 levels of it before normalisation, on any device, on less than 2% of the values even of noise: PIL
+    Within 2 of 255 levels of it before normalisation, on any device, and equal on 94% of the values even of noise: PIL
     rounds to 8 bits after each of its two passes, and so does this.
     """
 
@@ -31,7 +31,8 @@ class ClipPixels:
         size = settings["size"]
         self.size: tuple[int, int] = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
         self.squash = settings["resize_mode"] == "squash"
-        self.known = self.squash or (settings["resize_mode"] == "shortest" and self.size[0] == self.size[1])
+        # To another shape PIL may go down first and then across, by a rule of its own.
+        self.known = settings["resize_mode"] in ("squash", "shortest") and self.size[0] == self.size[1]
         self.transform = transform
         bilinear = settings["interpolation"] == "bilinear"
         self.interpolation = InterpolationMode.BILINEAR if bilinear else InterpolationMode.BICUBIC
@@ -75,5 +76,5 @@ def two_passes(pixels: Tensor, height: int, width: int, interpolation: Interpola
     """Resized in floating point, across and then down, with PIL's rounding after each; in [0, 255], (n, 3, h, w)."""
     pixels = pixels.float()
     for size in ([pixels.shape[-2], width], [height, width]):
-        pixels = functional.resize(pixels, size, interpolation, antialias=True).round().clamp(0, 255)
+        pixels = (functional.resize(pixels, size, interpolation, antialias=True) + 0.5).floor().clamp(0, 255)
     return pixels

@@ -96,9 +96,12 @@ class ZeroShotClassifier:
     def probabilities_of(self, features: np.ndarray, axes: Sequence[DescribedAxis]) -> list[AxisProbabilities]:
         """The same from features (n, d), float32, of images, which need not be there any more."""
         scale = float(self.model.logit_scale.exp())
+        seen = torch.from_numpy(np.require(features, requirements="W"))
         outcomes: list[AxisProbabilities] = []
         for axis in axes:
-            logits = (scale * torch.from_numpy(features) @ self._axis_features(axis).T).numpy()
+            logits = (
+                scale * torch.from_numpy(np.require(features, requirements="W")) @ self._axis_features(axis).T
+            ).numpy()
             best_against_none = np.stack([logits[:, :-1].max(axis=1), logits[:, -1]], axis=1)
             outcomes.append(AxisProbabilities(axis.axis, softmax(logits[:, :-1]), softmax(best_against_none)[:, 1]))
         return outcomes

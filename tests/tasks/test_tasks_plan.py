@@ -254,7 +254,7 @@ def test_what_is_committed_is_not_counted_again(made_up):
     left = planned_work(CONFIG, str(made_up.place.root), "night-1")
     done = (16 + 24 + 16) * PLACE_SECONDS
     assert seconds_of(left, "sampling") == pytest.approx(seconds_of(whole, "sampling") - done)
-    done = (16 + 20) * BUILDER_SECONDS + 10 * JUDGE_SECONDS
+    done = (16 + 20 + 10) * BUILDER_SECONDS + 10 * JUDGE_SECONDS
     assert seconds_of(left, "classification") == pytest.approx(seconds_of(whole, "classification") - done)
     assert seconds_of(left, "alignment") == pytest.approx(5 * 4 * PAIR_SECONDS)
     assert not any(row.stage == "expansion" for row in left.rows)
