@@ -99,9 +99,7 @@ class ZeroShotClassifier:
         seen = torch.from_numpy(np.require(features, requirements="W"))
         outcomes: list[AxisProbabilities] = []
         for axis in axes:
-            logits = (
-                scale * torch.from_numpy(np.require(features, requirements="W")) @ self._axis_features(axis).T
-            ).numpy()
+            logits = (scale * seen @ self._axis_features(axis).T).numpy()
             best_against_none = np.stack([logits[:, :-1].max(axis=1), logits[:, -1]], axis=1)
             outcomes.append(AxisProbabilities(axis.axis, softmax(logits[:, :-1]), softmax(best_against_none)[:, 1]))
         return outcomes
