@@ -5,7 +5,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import YolosConfig, YolosForObjectDetection, YolosImageProcessor
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForObjectDetection,
+    RTDetrImageProcessor,
+    RTDetrResNetConfig,
+    RTDetrV2Config,
+    RTDetrV2ForObjectDetection,
+    YolosConfig,
+    YolosForObjectDetection,
+    YolosImageProcessor,
+)
 
 from popalign_core.errors import ModelNotUsable
 from popalign_core.models.detectors import BoxDetector, check_detector
@@ -13,9 +23,38 @@ from popalign_core.models.detectors import BoxDetector, check_detector
 LABELS = {0: "N/A", 1: "person", 2: "bicycle"}
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
+NAMES = {"id2label": LABELS, "label2id": {name: index for index, name in LABELS.items()}}
+
+
+def save_rt_detr(place: Path) -> None:
+    """As `PekingU/rtdetr_v2_*`, in small."""
+    backbone = RTDetrResNetConfig(
+        embedding_size=8,
+        hidden_sizes=[8, 8, 8, 8],
+        depths=[1, 1, 1, 1],
+        layer_type="basic",
+        out_features=["stage2", "stage3", "stage4"],
+    )
+    config = RTDetrV2Config(
+        backbone_config=backbone,
+        encoder_hidden_dim=16,
+        encoder_in_channels=[8, 8, 8],
+        encoder_ffn_dim=16,
+        encoder_attention_heads=2,
+        d_model=16,
+        num_queries=6,
+        decoder_in_channels=[16, 16, 16],
+        decoder_ffn_dim=16,
+        decoder_layers=2,
+        decoder_attention_heads=2,
+        **NAMES,
+    )
+    RTDetrV2ForObjectDetection(config).save_pretrained(place)
+    RTDetrImageProcessor(size={"height": 64, "width": 64}).save_pretrained(place)
+
+
+def save_yolos(place: Path) -> None:
+    """As `hustvl/yolos-*`, in small."""
     config = YolosConfig(
         hidden_size=16,
         num_hidden_layers=1,
@@ -24,13 +63,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         image_size=[32, 48],
         patch_size=16,
         num_detection_tokens=6,
-        id2label=LABELS,
-        label2id={name: index for index, name in LABELS.items()},
+        **NAMES,
         use_mid_position_embeddings=False,
     )
-    place = tmp_path_factory.mktemp("yolos")
     YolosForObjectDetection(config).save_pretrained(place)
     YolosImageProcessor(size={"shortest_edge": 32, "longest_edge": 48}).save_pretrained(place)
+
+
+@pytest.fixture(scope="module", params=[save_yolos, save_rt_detr])
+def folder(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
+    torch.manual_seed(0)
+    place = tmp_path_factory.mktemp("detector")
+    request.param(place)
     return place
 
 
@@ -40,8 +84,8 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (3, 64, 96, 3), np.uint8)
 def test_boxes_are_those_of_the_library_for_one_image_at_a_time(folder: Path) -> None:
     detector = BoxDetector(str(folder), "person", min_confidence=0.0, device="cpu", batch_size=2)
     found = detector.find(IMAGES)
-    model = YolosForObjectDetection.from_pretrained(folder)
-    processor = YolosImageProcessor.from_pretrained(folder)
+    model = AutoModelForObjectDetection.from_pretrained(folder).eval()
+    processor = AutoImageProcessor.from_pretrained(folder)
     persons = 0
     for image, boxes in zip(IMAGES, found, strict=True):
         with torch.no_grad():
