@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from flows.axes_cli import axis
 from flows.registry_cli import export, models, promote, rollback
 from flows.retention_cli import gc, plan
 from flows.services_cli import down, setup, up
@@ -128,7 +129,7 @@ def report(run_id: str, workspace: WorkspaceOption = Path("workspace")) -> None:
     console.print(str(write_report.fn(str(place.root), run_id, run_config(str(place.root), run_id))))
 
 
-for _command in (sql, show, plan, up, down, setup, models, promote, rollback, export, gc):
+for _command in (sql, show, plan, up, down, setup, models, promote, rollback, export, gc, axis):
     app.command()(_command)
 app.add_typer(catalog, name="catalog")
 

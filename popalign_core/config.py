@@ -112,19 +112,57 @@ class ClassificationConfig(StageConfig):
         str, Field(title="Builder", description="open_clip model: embedded name, folder, or architecture@pretrained.")
     ] = "emoji-clip"
     judge: Annotated[
-        str, Field(title="Judge", description="Independent classifiers: embedded name or a folder with one an axis.")
+        str,
+        Field(
+            title="Judge",
+            description="Independent classifiers: embedded name, folder with one an axis, or axis=hub id,axis=hub id.",
+        ),
     ] = "emoji-heads"
     min_confidence: Annotated[Share, Field(title="Least confidence")] = 0.6
     max_unclassified: Annotated[
         Share,
         Field(title="Most unclassified", description="The run stops if the base model shows more unknowns than this."),
     ] = 0.5
+    agreement: Annotated[
+        bool,
+        Field(
+            title="Agreement",
+            description="The builder labels held-out images too, and how far it agrees with the judge is reported.",
+        ),
+    ] = True
 
     @model_validator(mode="after")
     def _two_classifiers(self) -> "ClassificationConfig":
         if self.builder == self.judge:
             raise ValueError("builder and judge are the same model: preferences would be judged by their own maker")
         return self
+
+
+class DetectionConfig(StageConfig):
+    """Who is looked for in an image before it is classified; both empty = nobody, and images are classified whole."""
+
+    persons: Annotated[
+        str, Field(title="Persons", description="Object detector of transformers: folder or hub id; empty = off.")
+    ] = ""
+    faces: Annotated[
+        str, Field(title="Faces", description="The same with a class `face`; then faces are classified, not persons.")
+    ] = ""
+    min_confidence: Annotated[Share, Field(title="Least confidence", description="Of a box that counts.")] = 0.5
+    several: Annotated[
+        Literal["largest", "all", "none"],
+        Field(
+            title="Several people",
+            description="The image's label: the largest one's, one that all share, or none (status several).",
+        ),
+    ] = "largest"
+    margin: Annotated[
+        Share, Field(title="Margin", description="Around a box, on each side, as a share of its longer side.")
+    ] = 0.25
+
+    @property
+    def on(self) -> bool:
+        """Whether anybody is looked for."""
+        return bool(self.persons or self.faces)
 
 
 class PopulationsConfig(StageConfig):
@@ -283,6 +321,7 @@ class RunConfig(StageConfig):
     acceleration: Annotated[AccelerationConfig, Field(title="Acceleration of sampling")] = AccelerationConfig()
     images: Annotated[ImageCounts, Field(title="Images")] = ImageCounts()
     classification: Annotated[ClassificationConfig, Field(title="Classification")] = ClassificationConfig()
+    detection: Annotated[DetectionConfig, Field(title="Detection")] = DetectionConfig()
     populations: Annotated[PopulationsConfig, Field(title="Populations")] = PopulationsConfig()
     alignment: Annotated[AlignmentConfig, Field(title="Alignment")] = AlignmentConfig()
     assessment: Annotated[AssessmentConfig, Field(title="Assessment")] = AssessmentConfig()

@@ -17,7 +17,9 @@ _EMOJI_PASS, _EMOJI_CLASSIFICATION, _EMOJI_PAIR = 0.0034, 0.0009, 0.030
 _EMOJI_MEASUREMENT = _SDXL_MEASUREMENT = 0.009
 _EMOJI_SIDE = 64
 IMAGE_BYTES_PER_PIXEL = 1.5  # lossless WebP of a photograph-like picture
-TABLE_BYTES_PER_IMAGE = 300
+_ROW_BYTES_PER_IMAGE = 300
+# Vectors of the builder's model in float32: 64 numbers; 768 of ViT-L/14, of the image and of a person in it.
+_EMOJI_VECTOR_BYTES, _SDXL_VECTOR_BYTES = 4 * 64, 2 * 4 * 768
 SDXL_UNET_PARAMETERS = 2_567_463_684
 SDXL_CONDITIONING_PARAMETERS = 550_915_840
 # Elements a rank on to_q, to_k, to_v and to_out.0: of all attention, and of cross-attention.
@@ -34,6 +36,11 @@ class Cost(NamedTuple):
 def native_side(model: str) -> int:
     """Pixels a side that a model draws at where nothing else is asked for and its files are not here."""
     return _EMOJI_SIDE if model in EMBEDDED else _SDXL_SIDE
+
+
+def table_bytes(model: str) -> int:
+    """Bytes of all tables for one image, the image's own not among them."""
+    return _ROW_BYTES_PER_IMAGE + (_EMOJI_VECTOR_BYTES if model in EMBEDDED else _SDXL_VECTOR_BYTES)
 
 
 def place_of(model: str, device: str) -> str:

@@ -27,10 +27,10 @@ ASSESSED = ("evaluation", "trained", "obedience")
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images of one model for one purpose, each classified once. at_most: fewer where populations are at their target.
+    """Images of one model for one purpose. at_most: fewer where populations are at their target.
 
     model_id: base, round-<n>, kept or kept-seed-<k>. purpose: "validation", "round-2", ...: what the keys of its shards
-    begin with. role: builder or judge, who classifies them.
+    begin with. role: builder or judge, who classifies them. seconded: the builder classifies them as well as the judge.
     """
 
     model_id: str
@@ -38,6 +38,7 @@ class ImageSet:
     images: int
     role: Literal["builder", "judge"]
     at_most: bool = False
+    seconded: bool = False
 
     @property
     def group(self) -> str:
@@ -95,7 +96,12 @@ def workload(config: RunConfig) -> Workload:
                 most = neutral["train"] * config.images.train_neutral
                 sets.append(ImageSet(parent, f"counterfactual-{number}", most, "builder", at_most=True))
         sets.append(ImageSet(f"round-{number}", "validation", images("validation"), "builder"))
-    sets += [ImageSet(model, purpose, images(purpose), "judge") for model in (BASE, KEPT) for purpose in ASSESSED]
+    seconded = {"evaluation"} if config.classification.agreement else set[str]()
+    sets += [
+        ImageSet(model, purpose, images(purpose), "judge", seconded=purpose in seconded)
+        for model in (BASE, KEPT)
+        for purpose in ASSESSED
+    ]
     alignment = config.alignment
     trainings = [
         Training(f"round-{number}", alignment.steps, alignment.pairs_per_step)

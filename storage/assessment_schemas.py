@@ -5,6 +5,7 @@ import pyarrow as pa
 from storage.columns import (
     AXIS,
     CHECK,
+    F32,
     F64,
     I32,
     JUDGE,
@@ -114,6 +115,35 @@ ASSESSMENT_TABLES: dict[str, TableSpec] = {
             ("high", F64, "95% interval of the mean over seeds, Student's t"),
             ("best", F64, "smallest of the seeds"),
             ("worst", F64, "largest of the seeds"),
+        ],
+    ),
+    "agreements": (
+        "one row a model, axis and measure: how far the two classifiers agree on the same images",
+        [
+            RUN,
+            MODEL,
+            JUDGE,
+            ("builder_id", STR, "the other classifier, with the digest of its weights"),
+            SPLIT,
+            AXIS,
+            ("measure", STR, "cohen_kappa or observed_agreement"),
+            *VALUES,
+            ("n", I32, "images with a group by both"),
+            ("unknown", I32, "images without a group by one or both"),
+        ],
+    ),
+    "status_counts": (
+        "one row a model, prompt set, axis, classifier and status, zeros included: why images have no group",
+        [
+            RUN,
+            MODEL,
+            JUDGE,
+            SPLIT,
+            AXIS,
+            ("status", STR, "ok, low_confidence, no_person, no_face, several or error"),
+            ("count", I32, "images"),
+            ("n", I32, "images of all statuses"),
+            ("share", F32, "count / n"),
         ],
     ),
     "decisions": (

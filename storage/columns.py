@@ -7,6 +7,7 @@ RUN = ("run_id", STR, "run that wrote the row")
 MODEL = ("model_id", STR, "model that drew the image: base, round-1, round-2 ...")
 PROMPT = ("prompt_id", STR, "prompt, a hash of its text")
 SAMPLE = ("sample_id", STR, "image: model/prompt/index")
+REGION = ("region", I32, "0 = the whole image; else the position of a face or person, from 1, the largest first")
 SPLIT = ("split", STR, "train, validation or eval")
 JUDGE = ("judge_id", STR, "classifier that said so, with the digest of its weights")
 AXIS = ("axis", STR, "perceived attribute axis, or a crossed one joined by ' & '")
@@ -30,7 +31,10 @@ UNITS = {
     "seed": "1",
     "width": "px",
     "height": "px",
+    "region": "index",
+    **dict.fromkeys(("left", "top", "right", "bottom"), "px"),
     "confidence": "probability",
+    "vector": "1",
     "probabilities": "probability",
     "round": "index",
     "count": "images",

@@ -98,7 +98,9 @@ def _named_captions(preferences: ArtifactRef, pairs: Sequence[Mapping[str, Any]]
     named = {(p.parent_id, frozenset(p.requested.items())): p.text for p in prompts if p.parent_id is not None}
     perceived: dict[str, dict[str, str]] = {}
     columns = ["sample_id", "axis", "label", "status"]
-    for row in read_rows(place, preferences.run_id, "attributes", columns=columns, equal={"sample_id": losers}):
+    # Further axes may have been added to the run since.
+    wanted = {"sample_id": losers, "axis": sorted({axis for prompt in prompts for axis in prompt.requested})}
+    for row in read_rows(place, preferences.run_id, "attributes", columns=columns, equal=wanted):
         if row["status"] == Status.OK:
             perceived.setdefault(row["sample_id"], {})[row["axis"]] = row["label"]
     shown = [(row["prompt_id"], frozenset(perceived.get(row["loser_sample_id"], {}).items())) for row in pairs]

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from popalign_core.models.text_to_image import TextToImageModel
-from storage.embeddings import read_embeddings, write_embeddings
 from storage.layout import Workspace
+from storage.prompt_embeddings import read_embeddings, write_embeddings
 
 UNCONDITIONAL = ""
 

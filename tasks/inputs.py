@@ -4,12 +4,13 @@ from popalign_core.config import RunConfig
 from popalign_core.expansion import prompts_of
 from popalign_core.models.attribute_heads import check_heads
 from popalign_core.models.checkpoints import check_adapter, check_source, check_unet
+from popalign_core.models.detectors import check_detector
 from popalign_core.models.sdxl import pick_device
 from popalign_core.models.zero_shot import check_builder
 
 
 def check_inputs(config: RunConfig) -> None:
-    """Prompts, models, classifiers and device. Raises: InvalidInput, ModelNotUsable."""
+    """Prompts, models, classifiers, detectors and device. Raises: InvalidInput, ModelNotUsable."""
     prompts_of(config.expansion)
     check_source(config.model, config.sampling.image_size, config.sampling.scheduler)
     if config.model_lora:
@@ -18,4 +19,8 @@ def check_inputs(config: RunConfig) -> None:
         check_unet(config.model_unet, config.model)
     check_builder(config.classification.builder, config.expansion.axes)
     check_heads(config.classification.judge, config.expansion.axes)
+    if config.detection.persons:
+        check_detector(config.detection.persons, "person")
+    if config.detection.faces:
+        check_detector(config.detection.faces, "face")
     pick_device(config.device)

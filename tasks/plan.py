@@ -8,7 +8,7 @@ from pathlib import Path
 
 from popalign_core.config import RunConfig
 from popalign_core.errors import InvalidInput
-from popalign_core.stated_costs import TABLE_BYTES_PER_IMAGE
+from popalign_core.stated_costs import table_bytes
 from popalign_core.workload import ASSESSED, GROUPS, Workload, drawn_places, workload
 from storage.layout import MARKER, WORKSPACE_VARIABLE, Workspace
 from tasks.memory_plan import stage_footprint
@@ -136,6 +136,7 @@ def _work_rows(config: RunConfig, work: Workload, left: Left, records: Sequence[
             yield replace(row, flop=flop * _places(sets, config.sampling.batch_size))
     for role in ("builder", "judge"):
         count = sum(sum(part.classified) for part in left.sets if part.wanted.role == role)
+        count += sum(sum(part.seconded) for part in left.sets) if role == "builder" else 0
         if count:
             yield _timed(
                 "classification", f"{count:,} images, {role}", classification_rate(records, config, role), count
@@ -176,8 +177,8 @@ def _disk_rows(config: RunConfig, left: Left, records: Sequence[Record]) -> Iter
     if images:
         # The bytes of images stand beside their sampling; this row says how large one is taken to be.
         yield PlanRow("disk", "images, counted above", image_size(records, config).source)
-        source = f"stated default: {TABLE_BYTES_PER_IMAGE} B an image"
-        yield PlanRow("disk", "tables", source, bytes=images * TABLE_BYTES_PER_IMAGE)
+        size = table_bytes(config.model)
+        yield PlanRow("disk", "tables", f"stated default: {size:,} B an image", bytes=images * size)
     if left.trainings:
         size = model_size(config)
         yield PlanRow(

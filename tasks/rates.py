@@ -28,6 +28,15 @@ TAIL = 0.1
 Values = Mapping[str, Any]
 # Other weights of the same architecture, or a LoRA added to them, change no time.
 SAMPLER = ("model", "sampling.image_size", "sampling.dtype")
+DETECTION = ("detection.persons", "detection.faces")
+MEASURED_ALIKE = (
+    "model",
+    "sampling.image_size",
+    *DETECTION,
+    "classification.builder",
+    "classification.agreement",  # the vectors are then there before the assessment
+    "assessment.resamples",
+)
 TRAINER = (
     *SAMPLER,
     "alignment.objective",
@@ -147,7 +156,7 @@ def classification_rate(records: Sequence[Record], config: RunConfig, role: str)
     """Seconds an image of one classifier, from the last run with it and images of the same model and size."""
     wanted = flat_config(config.model_dump(mode="json"))
     for record in records:
-        if record.agrees(wanted, ("model", "sampling.image_size", f"classification.{role}")):
+        if record.agrees(wanted, ("model", "sampling.image_size", *DETECTION, f"classification.{role}")):
             rate = _measured(record, config.device, "classification", lambda p: p.items, suffix=f".{role}")
             if rate is not None:
                 return _described(rate, 1.0, "images/s")
@@ -174,7 +183,7 @@ def measurement_rate(records: Sequence[Record], config: RunConfig) -> Rate:
     """Seconds an assessed image for features, intervals and decision."""
     wanted = flat_config(config.model_dump(mode="json"))
     for record in records:
-        if record.agrees(wanted, ("model", "sampling.image_size", "classification.builder", "assessment.resamples")):
+        if record.agrees(wanted, MEASURED_ALIKE):
             rate = _measured(record, config.device, "assessment", lambda p: p.items)
             if rate is not None:
                 return _described(rate, 1.0, "images/s")

@@ -18,9 +18,11 @@ from prefect.context import FlowRunContext
 
 from popalign_core.acceleration import Acceleration, VaeDtype
 from popalign_core.config import AccelerationConfig, ClassificationConfig, RunConfig, SamplingConfig, parse_config
+from popalign_core.detection import Kind
 from popalign_core.expansion import Prompt
 from popalign_core.models.attribute_heads import HeadClassifier
 from popalign_core.models.checkpoints import IN_WORKSPACE
+from popalign_core.models.detectors import BoxDetector
 from popalign_core.models.loading import load_model
 from popalign_core.models.sdxl import ModelSource
 from popalign_core.models.text_to_image import TextToImageModel
@@ -155,6 +157,12 @@ def judge(source: str, device: str) -> HeadClassifier:
 def classifier_of(role: str, config: ClassificationConfig, device: str) -> ZeroShotClassifier | HeadClassifier:
     """The builder or the judge."""
     return builder(config.builder, device) if role == "builder" else judge(config.judge, device)
+
+
+@lru_cache(maxsize=2)
+def detector(source: str, kind: Kind, min_confidence: float, device: str) -> BoxDetector:
+    """Finds persons, or faces."""
+    return BoxDetector(source, kind, min_confidence=min_confidence, device=device)
 
 
 def sampling_settings(config: SamplingConfig, acceleration: AccelerationConfig = UNCHANGED) -> SamplingSettings:

@@ -6,7 +6,7 @@ from functools import cache
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from popalign_core.reporting import comparisons, course, queries, shares, strips
+from popalign_core.reporting import classifiers, comparisons, course, queries, shares, strips
 from popalign_core.reporting.formatting import as_text, estimate, measure_label, number, plain_words
 from popalign_core.reporting.report_data import Measured, ReportData, matching, measured
 
@@ -54,6 +54,8 @@ def render_report(data: ReportData) -> str:
             trained_charts=comparisons.prompt_charts(data, comparisons.TRAINED),
             shares=shares.axis_shares(data),
             grids=shares.share_grids(data),
+            agreements=classifiers.agreements(data),
+            unlabelled=classifiers.unlabelled(data),
             scores=comparisons.scores(data),
             other_measures=comparisons.other_measures(data),
             paired=comparisons.paired_numbers(data),

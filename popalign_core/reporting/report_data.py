@@ -50,6 +50,8 @@ class ReportData:
     comparisons: Sequence[Row] = field(default_factory=_no_rows)
     group_shares: Sequence[Row] = field(default_factory=_no_rows)
     scores: Sequence[Row] = field(default_factory=_no_rows)
+    agreements: Sequence[Row] = field(default_factory=_no_rows)
+    status_counts: Sequence[Row] = field(default_factory=_no_rows)
     populations: Sequence[Row] = field(default_factory=_no_rows)
     refusals: Sequence[Row] = field(default_factory=_no_rows)
     yields: Sequence[Row] = field(default_factory=_no_rows)

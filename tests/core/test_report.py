@@ -20,6 +20,7 @@ SECTIONS = [
     "samples",
     "prompts",
     "shares",
+    "classifiers",
     "scores",
     "training",
     "populations",
@@ -158,6 +159,18 @@ def test_scores_models_checks_and_costs_are_those_of_the_rows(good):
     cost = {row[0].text: [value for cell in row for value, _ in cell.values] for row in page.sections["cost"].rows}
     assert cost["Sampling"] == [81.75, 512, 512 / 81.75]
     assert cost["All"] == [41.25 + 40.5 + 6.125 + 69.75 + 11.5]
+
+
+def test_agreement_and_reasons_of_unknowns_are_those_of_the_rows(good):
+    data, page = good
+    rows = page.sections["classifiers"].rows
+    shown = [value for row in rows for cell in row for value, _ in cell.values]
+    assert {row[name] for row in data.agreements for name in ("value", "low", "high")} <= set(shown)
+    reasons = {row["share"] for row in data.status_counts if row["status"] not in ("ok", "no_face")}
+    assert reasons <= set(shown)
+    names = [row[0].text for row in rows]
+    assert any("low confidence" in name for name in names)
+    assert not any("no face" in name for name in names)  # that happened in no image
 
 
 def test_populations_are_counted_once(good):

@@ -17,6 +17,8 @@ TABLES = (
     "comparisons",
     "group_shares",
     "scores",
+    "agreements",
+    "status_counts",
     "populations",
     "refusals",
     "training_steps",

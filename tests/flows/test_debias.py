@@ -77,7 +77,7 @@ def files(place: Workspace) -> dict[Path, int]:
 @pytest.mark.timeout(600)
 def test_every_stage_commits_its_tables(place: Workspace) -> None:
     empty = [name for name in TABLES if query(place, f"SELECT * FROM {name}").num_rows == 0]
-    assert set(empty) <= {"refusals"}
+    assert set(empty) <= {"refusals", "detections", "region_attributes"}  # the emoji preset looks for nobody
     for table in TABLES:
         for ref in committed_keys(place, RUN, table):
             verify(ref)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from storage.batch_sizes import keep_batch_size, read_batch_size
-from storage.embeddings import read_embeddings, write_embeddings
+from storage.prompt_embeddings import read_embeddings, write_embeddings
 from storage.errors import SchemaMismatch
 from storage.layout import Workspace
 from storage.tables import RowWriter, write_rows

@@ -90,9 +90,10 @@ class MadeUp:
         self.commit(run_id, "samples", key, {"samples": []}, {"images.parquet": bytes(images * IMAGE_BYTES)})
         seconds = pace * PLACE_SECONDS * ceil(images / batch) * batch
         self.timing(run_id, "sampling", f"samples/{key}", seconds, images, device)
-        self.commit(run_id, "attributes", f"{key}.{wanted.role}", {"attributes": []})
-        seconds = images * (BUILDER_SECONDS if wanted.role == "builder" else JUDGE_SECONDS)
-        self.timing(run_id, "classification", f"attributes/{key}.{wanted.role}", seconds, images, "auto")
+        for role in {wanted.role, "builder"} if wanted.seconded else {wanted.role}:
+            self.commit(run_id, "attributes", f"{key}.{role}", {"attributes": []})
+            seconds = images * (BUILDER_SECONDS if role == "builder" else JUDGE_SECONDS)
+            self.timing(run_id, "classification", f"attributes/{key}.{role}", seconds, images, "auto")
 
     def train(self, run_id: str, model_id: str, steps: int = 5, pairs: int = 4) -> None:
         self.commit(run_id, "models", model_id, {"models": []})
@@ -131,8 +132,11 @@ def test_a_run_like_the_last_one_takes_as_long_as_its_timings_say(made_up):
     places = 2 * 24 + 2 * 24 + 3 * 16 + 2 * (24 + 16) + 2 * 16
     assert seconds_of(plan, "sampling") == pytest.approx(places * PLACE_SECONDS)
     images = 40 + 40 + 48
-    builder = seconds_of(plan, "classification", lambda work: work == f"{images} images, builder")
-    assert builder == pytest.approx(images * BUILDER_SECONDS)
+    labelled = images + 60  # and those held out, to compare it with the judge
+    builder = seconds_of(plan, "classification", lambda work: work == f"{labelled} images, builder")
+    assert builder == pytest.approx(labelled * BUILDER_SECONDS)
+    alone = planned_work(changed(classification__agreement=False), str(made_up.place.root))
+    assert any(row.work == f"{images} images, builder" for row in alone.rows)
     judge = seconds_of(plan, "classification", lambda work: work == "84 images, judge")
     assert judge == pytest.approx(84 * JUDGE_SECONDS)
     assert seconds_of(plan, "alignment") == pytest.approx(2 * 5 * 4 * PAIR_SECONDS)
@@ -250,7 +254,7 @@ def test_what_is_committed_is_not_counted_again(made_up):
     left = planned_work(CONFIG, str(made_up.place.root), "night-1")
     done = (16 + 24 + 16) * PLACE_SECONDS
     assert seconds_of(left, "sampling") == pytest.approx(seconds_of(whole, "sampling") - done)
-    done = (16 + 20) * BUILDER_SECONDS + 10 * JUDGE_SECONDS
+    done = (16 + 20 + 10) * BUILDER_SECONDS + 10 * JUDGE_SECONDS
     assert seconds_of(left, "classification") == pytest.approx(seconds_of(whole, "classification") - done)
     assert seconds_of(left, "alignment") == pytest.approx(5 * 4 * PAIR_SECONDS)
     assert not any(row.stage == "expansion" for row in left.rows)
