@@ -4,9 +4,10 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from popalign_core.alignment.reward import RewardSettings
 from popalign_core.errors import InvalidInput, UnknownName
 
-Objective = Literal["popalign", "popalign_exact", "dpo", "sft"]
+Objective = Literal["popalign", "popalign_exact", "dpo", "sft", "reward"]
 LearningRateSchedule = Literal["constant", "cosine"]
 TimestepSampling = Literal["uniform", "stratified"]
 
@@ -24,7 +25,7 @@ class AlignmentSettings:
     up to this share of the way to another one's. max_gradient_norm, ema_decay: None switches them off.
     winner_preserving: shrink the push away from a loser so that the winner's error does not rise to first order.
     schedule_steps: steps at which the learning rate schedule ends, None for `steps`. first_timestep: images with less
-    noise than at this one are not trained on.
+    noise than at this one are not trained on. reward: for the objective "reward" alone.
 
     Raises: UnknownName, InvalidInput.
     """
@@ -48,6 +49,7 @@ class AlignmentSettings:
     timestep_sampling: TimestepSampling = "uniform"
     first_timestep: int = 0
     seed: int = 0
+    reward: RewardSettings | None = None
 
     def __post_init__(self) -> None:
         _require_known("objective", self.objective, get_args(Objective))

@@ -30,23 +30,27 @@ class StepRecord:
     step: finished steps, from 1. loss: with the anchor and with what preserves named captions. implicit_accuracy:
     share of pairs whose winner gained more on the reference than its loser. winner_margin, loser_margin: mean g, in
     units of mean squared error (see `objective`). gradient_norm: before clipping. seconds: wall time, drawing the
-    batch included.
+    batch included. A policy gradient has no pairs (0) and no margins; it alone has reward, the mean over the images,
+    drawn, their number, and unknown, those whose group could not be told on some axis.
     """
 
     step: int
     loss: float
-    implicit_accuracy: float
-    winner_margin: float
-    loser_margin: float
+    implicit_accuracy: float | None
+    winner_margin: float | None
+    loser_margin: float | None
     gradient_norm: float
     learning_rate: float
     pairs: int
     seconds: float
+    reward: float | None = None
+    drawn: int | None = None
+    unknown: int | None = None
 
     @property
     def images_per_second(self) -> float:
-        """Winners and losers together, over all processes."""
-        return 2 * self.pairs / self.seconds
+        """Winners and losers together, over all processes; of a policy gradient the images drawn."""
+        return (self.drawn or 2 * self.pairs) / self.seconds
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +98,7 @@ def _advance(state: TrainingState, data: AlignmentData, processes: Processes) ->
     loss, surrogate = _weigh(errors, residuals, batch, settings, processes)
     state.optimizer.zero_grad(set_to_none=True)
     surrogate.backward()  # pyright: ignore[reportUnknownMemberType]
-    norm = _clip_gradient(state, processes)
+    norm = clip_gradient(state, processes)
 
     winner, loser = errors.log_ratios()
     accuracy = errors.implicit_accuracy()
@@ -104,7 +108,7 @@ def _advance(state: TrainingState, data: AlignmentData, processes: Processes) ->
         state.optimizer.zero_grad(set_to_none=True)
         raise TrainingDiverged(step=state.step + 1, loss=norm if math.isfinite(means[0]) else means[0])
     rate = settings.learning_rate_at(state.step)
-    _update(state, rate)
+    update_weights(state, rate)
     return StepRecord(
         step=state.step,
         loss=means[0],
@@ -174,7 +178,7 @@ def _weigh(
     return loss, surrogate * (pairs * processes.share.processes / batch.global_pairs)
 
 
-def _clip_gradient(state: TrainingState, processes: Processes) -> float:
+def clip_gradient(state: TrainingState, processes: Processes) -> float:
     """Average over processes, clip, and return the norm before clipping."""
     parameters = list(trainable_parameters(state.policy.denoiser).values())
     processes.average_gradients(parameters)
@@ -183,7 +187,8 @@ def _clip_gradient(state: TrainingState, processes: Processes) -> float:
 
 
 @torch.no_grad()
-def _update(state: TrainingState, learning_rate: float) -> None:
+def update_weights(state: TrainingState, learning_rate: float) -> None:
+    """One step of the optimizer, and of the moving average if there is one."""
     for group in state.optimizer.param_groups:
         group["lr"] = learning_rate
     state.optimizer.step()  # pyright: ignore[reportUnknownMemberType]
