@@ -51,6 +51,7 @@ UNITS = {
     "gradient_norm": "1",
     "learning_rate": "1",
     "pairs": "pairs",
+    "reward": "1",
     "disparity": "1",
     "floor": "1",
     "value": "of `measure`",

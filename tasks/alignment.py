@@ -16,10 +16,13 @@ from popalign_core.alignment.adapters import Policy, substituted_weights
 from popalign_core.alignment.cache import AlignmentData
 from popalign_core.alignment.checkpoint import TrainingState
 from popalign_core.alignment.objective import nats_per_unit_error, natural_beta
+from popalign_core.alignment.policy_gradient import RewardData, train_on_reward
 from popalign_core.alignment.processes import Processes
+from popalign_core.alignment.reward import RewardSettings
 from popalign_core.alignment.settings import AlignmentSettings
 from popalign_core.alignment.trainer import StepRecord, train
-from popalign_core.config import AlignmentConfig, RunConfig
+from popalign_core.config import RunConfig
+from popalign_core.errors import InvalidInput
 from popalign_core.models.sdxl import SdxlModel, load_sdxl
 from popalign_core.models.trainable import make_policy, noise_schedule, save_weights
 from popalign_core.seeds import derive_seed
@@ -31,6 +34,7 @@ from storage.tables import write_rows
 from tasks.alignment_data import alignment_data
 from tasks.progress import progress_of
 from tasks.registry import lineage
+from tasks.reward_data import reward_data
 from tasks.run import as_row, loaded_model, model_source, passes, timed
 from tasks.training_checkpoints import last_state, save_checkpoint
 from tasks.training_errors import same_outcome
@@ -45,22 +49,27 @@ if TYPE_CHECKING:
 SECONDS_UNTIL_SEEN = 120
 
 
-def alignment_settings(config: AlignmentConfig, seed: int, round_index: int) -> AlignmentSettings:
+def alignment_settings(run: RunConfig, round_index: int) -> AlignmentSettings:
     """The stage's part of the configuration as plain values.
 
     Without `redraw` all rounds are one training, which the later ones take further.
     """
     names = "objective pairs_per_step learning_rate_schedule first_timestep beta anchor_weight preserve_weight "
     names += "winner_preserving ema_decay caption_dropout caption_mixing"
+    config, reward = run.alignment, None
     values = config.model_dump(include=set(names.split()))
+    if config.objective == "reward":
+        chain_steps, guidance_scale = run.sampling.steps, run.sampling.guidance_scale
+        reward = RewardSettings(**run.reward.model_dump(), chain_steps=chain_steps, guidance_scale=guidance_scale)
     first, rounds = (round_index, 1) if config.redraw else (1, round_index)
     return AlignmentSettings(
         **values,
         learning_rate=config.learning_rate * (config.round_decay ** (round_index - 1) if config.redraw else 1),
         steps=rounds * config.steps,
         schedule_steps=config.steps if config.redraw else config.rounds * config.steps,
-        seed=derive_seed(seed, "alignment", first),
+        seed=derive_seed(run.seed, "alignment", first),
         timestep_sampling="stratified",
+        reward=reward,
     )
 
 
@@ -74,11 +83,15 @@ def align_round(
 ) -> ArtifactRef:
     """Trains from the parent model on a round's preferences; commits weights, `models` and `training_steps`.
 
+    preferences: the run's prompts instead, where the objective is `reward`, which draws its own images.
+
     A number that is none stops the training and commits nothing. processes: other than ONE, they are started here and
     end with this one; on several hosts the same call is made on each, and returns on all once the round is committed.
     Raises: LostProcess where one of several is gone; what was checkpointed is kept.
     """
     order = RoundOrder(preferences, config, parent_id, round_index)
+    if config.alignment.objective == "reward" and processes.world > 1:
+        raise InvalidInput("the objective reward trains in one process: set training processes and hosts to 1.")
     if not is_committed(order.ref):
         loaded_model.cache_clear()  # the sampler makes room for policy and reference
         with progress_of(f"alignment {order.ref.key}") as advance:
@@ -117,13 +130,16 @@ def train_round(order: RoundOrder, report: Report, accelerator: "Accelerator | N
         model, earlier_lora = _load_model(order, device)
     with _timing(ref, model.device.type, processes) as facts:
         with same_outcome(processes):
-            data = alignment_data(order.preferences, model, named=order.config.alignment.preserve_weight > 0)
-            settings = alignment_settings(order.config.alignment, order.config.seed, order.round_index)
+            settings = alignment_settings(order.config, order.round_index)
+            data = _training_data(order, model)
             row = _described_model(order, model, data, settings, report)
             policy = _policy(order.config, model, settings.seed, earlier_lora)
             state, records = last_state(policy, settings, order.checkpoints)
         require_same_start(processes, order, state.step)
-        steps = train(policy, data, settings, state=state, accelerator=accelerator)
+        if isinstance(data, RewardData):
+            steps = train_on_reward(policy, data, settings, state=state)
+        else:
+            steps = train(policy, data, settings, state=state, accelerator=accelerator)
         records = _followed(steps, order, state, records, processes, report)[-order.config.alignment.steps :]
         facts["items"] = len(records)
         with same_outcome(processes):
@@ -142,6 +158,12 @@ def _load_model(order: RoundOrder, device: str) -> tuple[SdxlModel, Path | None]
     return load_sdxl(replace(source, lora=None), device=device or config.device, dtype=dtype), earlier
 
 
+def _training_data(order: RoundOrder, model: SdxlModel) -> AlignmentData | RewardData:
+    if order.config.alignment.objective == "reward":
+        return reward_data(order, model)
+    return alignment_data(order.preferences, model, named=order.config.alignment.preserve_weight > 0)
+
+
 def _timing(ref: ArtifactRef, device: str, processes: Processes) -> AbstractContextManager[dict[str, int]]:
     if not processes.is_first:
         return nullcontext({"items": 0})
@@ -150,11 +172,13 @@ def _timing(ref: ArtifactRef, device: str, processes: Processes) -> AbstractCont
 
 
 def _described_model(
-    order: RoundOrder, model: SdxlModel, data: AlignmentData, settings: AlignmentSettings, report: Report
+    order: RoundOrder, model: SdxlModel, data: AlignmentData | RewardData, settings: AlignmentSettings, report: Report
 ) -> dict[str, object]:
     """The round's row of `models`."""
-    nats = nats_per_unit_error(noise_schedule(model), data.latent_elements, settings.first_timestep)
-    natural = natural_beta(settings.beta, nats, settings.objective, data.pairs_each)
+    natural = None
+    if isinstance(data, AlignmentData):
+        nats = nats_per_unit_error(noise_schedule(model), data.latent_elements, settings.first_timestep)
+        natural = natural_beta(settings.beta, nats, settings.objective, data.pairs_each)
     report.say(f"beta {settings.beta:g} is {natural} in units of log-likelihood")
     row = _model_row(order.ref, order.config, settings, natural)
     return row | {"parent_model_id": order.parent_id, "round": order.round_index}

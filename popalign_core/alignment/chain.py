@@ -1,4 +1,4 @@
-"""Denoising as a chain of Gaussian steps, each with a density: what a policy gradient needs and a fast sampler lacks."""
+"""Denoising as a chain of Gaussian steps, each with a density: what a policy gradient needs and fast samplers lack."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -48,9 +48,7 @@ class DenoisingChain:
         if self.guidance_scale == 1:
             return denoiser(states, timesteps, conditions.prompt_embeddings, conditions.pooled).float()
         count = len(states)
-        context = torch.cat(
-            [conditions.empty_prompt_embedding.expand(count, -1, -1), conditions.prompt_embeddings]
-        )
+        context = torch.cat([conditions.empty_prompt_embedding.expand(count, -1, -1), conditions.prompt_embeddings])
         pooled = torch.cat([conditions.empty_pooled.expand(count, -1), conditions.pooled])
         both = denoiser(torch.cat([states] * 2), torch.cat([timesteps] * 2), context, pooled).float()
         empty, named = both.chunk(2)

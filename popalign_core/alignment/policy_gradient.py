@@ -1,10 +1,10 @@
 """A baseline by reinforcement learning: a group-relative policy gradient on the denoising chain.
 
 DDPO (Black et al. 2023, arXiv 2305.13301): denoising is a sequence of Gaussian decisions, the reward comes with the
-image, and the gradient of its expectation is E[reward * sum over steps of grad log p(x_s | x_t)] (there DDPO-SF). Rewards
-are taken relative to the other images of the prompt (GRPO; for diffusion Flow-GRPO, arXiv 2505.05470, and DanceGRPO,
-arXiv 2505.07818), and of each image some steps only are differentiated, as in the latter. Every update draws its own
-images, so that ratios of importance are 1 and there is nothing to clip.
+image, and the gradient of its expectation is E[reward * sum over steps of grad log p(x_s | x_t)], there DDPO-SF. They
+are relative to the other images of the prompt (GRPO; for diffusion Flow-GRPO, arXiv 2505.05470, and DanceGRPO, arXiv
+2505.07818), and of each image some steps only are differentiated, as in the latter. Every update draws its own images,
+so that ratios of importance are 1 and there is nothing to clip.
 """
 
 import math
@@ -83,8 +83,8 @@ def train_on_reward(
 
 def _advance(state: TrainingState, data: RewardData, chain: DenoisingChain, reward: RewardSettings) -> StepRecord:
     started = time.perf_counter()
-    chosen = rotate(len(data.prompts), reward.groups, state.settings.seed, state.step).tolist()
-    groups = [draw_group(state, data, chain, prompt, place) for place, prompt in enumerate(chosen)]
+    chosen = rotate(len(data.prompts), reward.groups, state.settings.seed, state.step)
+    groups = [draw_group(state, data, chain, int(prompt), place) for place, prompt in enumerate(chosen)]
     state.optimizer.zero_grad(set_to_none=True)
     loss = sum(_accumulate(state, chain, group, place) for place, group in enumerate(groups)) / len(groups)
     norm = clip_gradient(state, Processes())

@@ -1,8 +1,8 @@
 """A demographic-parity reward: what each image of a prompt does to the distance of its population from the target.
 
-With p the shares of the perceived groups and q the target, what is to be raised is J = -1/2 |p - q|^2, summed over axes.
-Its gradient is the policy gradient E[(q - p)_k grad log p(x)], k the group that image x shows: to show group k is worth
-q_k - p_k. Rewards of whole populations: Zhang et al. 2024 (arXiv 2401.12244, parity over a minibatch).
+With p the shares of the perceived groups and q the target, the goal to be raised is J = -1/2 |p - q|^2, summed over
+axes. Its gradient is the policy gradient E[(q - p)_k grad log p(x)], k the group that image x shows: to show group k is
+worth q_k - p_k. Rewards of whole populations: Zhang et al. 2024 (arXiv 2401.12244, parity over a minibatch).
 """
 
 import math
@@ -15,6 +15,9 @@ from popalign_core.attributes import Axis
 from popalign_core.errors import InvalidInput
 
 Cell = tuple[str | None, ...]
+# Of an image whose group cannot be told. Below q_k - p_k of every group at any time, even of one that is all there is,
+# so that to draw people who cannot be read never pays.
+UNKNOWN_REWARD = -1.0
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,14 @@ class RewardSettings:
     kl_weight: float = 0.0
 
     def __post_init__(self) -> None:
-        least = {"group_size": 2, "groups": 1, "chain_steps": 2, "trained_steps": 1, "guidance_scale": 1, "kl_weight": 0}
+        least = {
+            "group_size": 2,
+            "groups": 1,
+            "chain_steps": 2,
+            "trained_steps": 1,
+            "guidance_scale": 1,
+            "kl_weight": 0,
+        }
         for name, low in least.items():
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= low):
@@ -54,21 +64,13 @@ class ParityTarget:
     axis: Axis
     shares: np.ndarray
 
-    @property
-    def unknown_reward(self) -> float:
-        """Of an image whose group cannot be told: the least that a group can be worth, where it is all there is.
-
-        Below the worth of every group at any time, so that drawing people who cannot be read never pays.
-        """
-        return float(self.shares.min()) - 1
-
     def rewards(self, counts: np.ndarray) -> np.ndarray:
         """What one more image is worth to a population, by group and last as unknown, (groups + 1,).
 
         counts: (groups,), known images; where there are none, every group is worth nothing.
         """
         shares = counts / counts.sum() if counts.sum() else self.shares
-        return np.append(self.shares - shares, self.unknown_reward)
+        return np.append(self.shares - shares, UNKNOWN_REWARD)
 
 
 def parity_rewards(cells: Sequence[Cell], targets: Sequence[ParityTarget]) -> tuple[np.ndarray, np.ndarray]:

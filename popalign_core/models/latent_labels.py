@@ -11,6 +11,12 @@ from popalign_core.classification import AttributeClassifier, Status, attribute
 from popalign_core.models.sdxl import SdxlModel
 
 
+def latent_shape(model: SdxlModel, image_size: int = 0) -> tuple[int, int, int]:
+    """Of an image's latents, (c, h, w). image_size: pixels a side, 0 = the model's own."""
+    side = (image_size or model.native_size) // model.pixels_per_latent
+    return int(model.pipeline.unet.config.in_channels), side, side
+
+
 @torch.no_grad()
 def decode_latents(model: SdxlModel, latents: Tensor) -> np.ndarray:
     """Images, uint8 (n, h, w, 3), of latents (n, c, h, w) scaled as the UNet has them."""
