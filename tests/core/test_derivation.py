@@ -1,7 +1,7 @@
 """The derivation in docs/method.md, sections 2 and 3, on a model whose every expectation can be computed.
 
-Policy and reference are the optimal denoisers of N(mean, SPREAD^2) in one dimension, the mean their only parameter. The
-squared error of a noisy image is then quadratic in the noise, so that three Gauss-Hermite nodes give exact expectations.
+Policy and reference are the optimal denoisers of N(mean, SPREAD^2) in one dimension, the mean their only parameter.
+The squared error of a noisy image is then quadratic in the noise: three Gauss-Hermite nodes give exact expectations.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""Every function, class, module and setting that docs/method.md names exists, so that equations keep their functions."""
+"""Every function, class, module and setting that docs/method.md names exists: equations keep their functions."""
 
 import importlib
 import importlib.util
