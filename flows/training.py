@@ -42,6 +42,8 @@ def training(  # noqa: PLR0913 - the form of a deployment
     settings, execution = run_config(workspace, run_id, config), resolved(execution)
     with holding(workspace, run_id):
         preferences = reference(workspace, run_id, "populations", f"round-{drawn}")
+        if settings.alignment.objective == "reward":
+            preferences = reference(workspace, run_id, "prompts", "all")
         missing = missing_models(workspace, run_id, round_index, seed_index)
         processes = TrainingProcesses(
             execution.training_processes, execution.training_hosts, execution.training_rendezvous

@@ -197,7 +197,10 @@ class PopulationsConfig(StageConfig):
 class AlignmentConfig(StageConfig):
     """How the model is moved, in rounds that each end with a measurement on validation prompts."""
 
-    objective: Annotated[Literal["popalign", "popalign_exact", "dpo", "sft"], Field(title="Objective")] = "popalign"
+    objective: Annotated[
+        Literal["popalign", "popalign_exact", "dpo", "sft", "reward"],
+        Field(title="Objective", description="reward: a policy gradient on images that training draws itself."),
+    ] = "popalign"
     rounds: Annotated[PositiveInt, Field(title="Rounds")] = 3
     redraw: Annotated[
         bool,
@@ -287,6 +290,21 @@ class AlignmentConfig(StageConfig):
     ] = 50
 
 
+class RewardConfig(StageConfig):
+    """What the objective `reward` draws and trains on; its chain has the sampler's steps and guidance."""
+
+    group_size: Annotated[
+        int, Field(title="Group", ge=2, description="Images of a prompt that are drawn and judged together.")
+    ] = 12
+    groups: Annotated[PositiveInt, Field(title="Groups a step", description="Prompts that are drawn for a step.")] = 6
+    trained_steps: Annotated[
+        PositiveInt, Field(title="Trained steps", description="Denoising steps of an image that are differentiated.")
+    ] = 3
+    kl_weight: Annotated[
+        float, Field(title="KL", ge=0, description="Weight of the divergence from the reference in a denoising step.")
+    ] = 0.0
+
+
 class AssessmentConfig(StageConfig):
     """When a model is promoted."""
 
@@ -324,6 +342,7 @@ class RunConfig(StageConfig):
     detection: Annotated[DetectionConfig, Field(title="Detection")] = DetectionConfig()
     populations: Annotated[PopulationsConfig, Field(title="Populations")] = PopulationsConfig()
     alignment: Annotated[AlignmentConfig, Field(title="Alignment")] = AlignmentConfig()
+    reward: Annotated[RewardConfig, Field(title="Reward")] = RewardConfig()
     assessment: Annotated[AssessmentConfig, Field(title="Assessment")] = AssessmentConfig()
 
     @model_validator(mode="after")

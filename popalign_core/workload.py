@@ -88,8 +88,10 @@ def workload(config: RunConfig) -> Workload:
         return sum(prompts[part.kind][part.split] * part.per_prompt for part in slices(purpose, config.images))
 
     sets = [ImageSet(BASE, "validation", images("validation"), "builder")]
+    # A policy gradient draws its own, and keeps none of them.
+    own = config.alignment.objective == "reward"
     for number in range(1, config.alignment.rounds + 1):
-        if config.alignment.redraw or number == 1:
+        if not own and (config.alignment.redraw or number == 1):
             parent = f"round-{number - 1}" if number > 1 else BASE
             sets.append(ImageSet(parent, f"round-{number}", images("round"), "builder"))
             if config.populations.winners == "counterfactual":

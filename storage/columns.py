@@ -55,6 +55,7 @@ UNITS = {
     "gradient_norm": "1",
     "learning_rate": "1",
     "pairs": "pairs",
+    "reward": "1",
     "disparity": "1",
     "quality": "100 x cosine",
     "seed_index": "index",

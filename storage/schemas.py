@@ -221,13 +221,13 @@ TABLES: dict[str, TableSpec] = {
             RUN,
             MODEL,
             ("parent_model_id?", STR, "model it was trained from"),
-            ("objective", STR, "popalign, popalign_exact, dpo or sft"),
+            ("objective", STR, "popalign, popalign_exact, dpo, sft or reward"),
             ("adapter", STR, "full or lora"),
             ROUND,
             ("seed", I64, "seed of the training"),
             ("steps", I32, "optimizer steps from the parent"),
             ("beta", F64, "strength of the pull to the reference, on mean squared error a latent element"),
-            ("natural_beta?", F64, "the same in units of log-likelihood; null for sft"),
+            ("natural_beta?", F64, "the same in units of log-likelihood; null for sft and reward"),
             ("base_model?", STR, "base model as configured: pipeline + LoRA + UNet, as far as there are any"),
             ("base_digest?", STR, "digest of the base model's weights; of a hub id, of its name"),
             ("config_digest?", STR, "first 16 hex digits of the SHA-256 of the run's `config_json`"),
@@ -243,12 +243,15 @@ TABLES: dict[str, TableSpec] = {
             ROUND,
             ("step", I32, "finished steps of the training that the model belongs to, from 1"),
             ("loss", F64, "with the anchor"),
-            ("implicit_accuracy", F64, "share of pairs whose winner gained more on the reference than its loser"),
-            ("winner_margin", F64, "mean gain of winners on the reference, mean squared error"),
-            ("loser_margin", F64, "the same of losers"),
+            ("implicit_accuracy?", F64, "share of pairs whose winner gained more on the reference than its loser"),
+            ("winner_margin?", F64, "mean gain of winners on the reference, mean squared error"),
+            ("loser_margin?", F64, "the same of losers"),
             ("gradient_norm", F64, "before clipping"),
             ("learning_rate", F64, "of this step"),
-            ("pairs", I32, "pairs in the step"),
+            ("pairs", I32, "pairs in the step; 0 for reward, which has none and so no margins"),
+            ("reward?", F64, "of reward alone: mean of the images drawn for the step"),
+            ("drawn?", I32, "of reward alone: images drawn for the step"),
+            ("unknown?", I32, "of these without a group on some axis"),
         ],
     ),
     "validations": (
@@ -321,7 +324,13 @@ FOLDER = {
     "status_counts": "disparities",
 }
 # Raised with every change of a table's columns. A column that is added must be nullable, or older files are refused.
-VERSIONS = dict.fromkeys(TABLES, 1) | {"populations": 2, "models": 3, "timings": 2, "validations": 2}
+VERSIONS = dict.fromkeys(TABLES, 1) | {
+    "populations": 2,
+    "models": 3,
+    "timings": 2,
+    "training_steps": 2,
+    "validations": 2,
+}
 
 
 def schema(table: str) -> pa.Schema:

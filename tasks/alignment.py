@@ -16,11 +16,13 @@ from popalign_core.alignment.adapters import Policy, substituted_weights
 from popalign_core.alignment.cache import AlignmentData
 from popalign_core.alignment.checkpoint import TrainingState
 from popalign_core.alignment.objective import nats_per_unit_error, natural_beta
+from popalign_core.alignment.policy_gradient import RewardData, train_on_reward
 from popalign_core.alignment.processes import Processes
+from popalign_core.alignment.reward import RewardSettings
 from popalign_core.alignment.settings import AlignmentSettings
 from popalign_core.alignment.trainer import StepRecord, train
-from popalign_core.config import AlignmentConfig, RunConfig
-from popalign_core.errors import TrainingDiverged
+from popalign_core.config import RunConfig
+from popalign_core.errors import InvalidInput, TrainingDiverged
 from popalign_core.models.loading import load_model
 from popalign_core.models.text_to_image import TextToImageModel
 from popalign_core.models.trainable import PassOptions, make_policy, noise_schedule, save_weights
@@ -34,6 +36,7 @@ from tasks.alignment_data import alignment_data, data_kind
 from tasks.memory import peak_bytes, reset_peak
 from tasks.progress import progress_of
 from tasks.registry import lineage
+from tasks.reward_data import reward_data
 from tasks.run import as_row, loaded_model, model_source, passes, timed
 from tasks.training_checkpoints import last_state, save_checkpoint
 from tasks.training_errors import same_outcome
@@ -48,14 +51,18 @@ if TYPE_CHECKING:
 SECONDS_UNTIL_SEEN = 120
 
 
-def alignment_settings(config: AlignmentConfig, seed: int, round_index: int, seed_index: int = 0) -> AlignmentSettings:
+def alignment_settings(run: RunConfig, round_index: int, seed_index: int = 0) -> AlignmentSettings:
     """The stage's part of the configuration as plain values.
 
     Without `redraw` all rounds are one training, which the later ones take further.
     """
     names = "objective pairs_per_step learning_rate_schedule first_timestep beta anchor_weight preserve_weight "
     names += "winner_preserving ema_decay caption_dropout caption_mixing mixed_precision optimizer spike_limit"
+    config, reward = run.alignment, None
     values = config.model_dump(include=set(names.split()))
+    if config.objective == "reward":
+        chain_steps, guidance_scale = run.sampling.steps, run.sampling.guidance_scale
+        reward = RewardSettings(**run.reward.model_dump(), chain_steps=chain_steps, guidance_scale=guidance_scale)
     first, rounds = (round_index, 1) if config.redraw else (1, round_index)
     repeated = ("seed", seed_index) if seed_index else ()
     return AlignmentSettings(
@@ -63,9 +70,10 @@ def alignment_settings(config: AlignmentConfig, seed: int, round_index: int, see
         learning_rate=config.learning_rate * (config.round_decay ** (round_index - 1) if config.redraw else 1),
         steps=rounds * config.steps,
         schedule_steps=config.steps if config.redraw else config.rounds * config.steps,
-        seed=derive_seed(seed, "alignment", first, *repeated),
+        seed=derive_seed(run.seed, "alignment", first, *repeated),
         timestep_sampling="stratified",
         micro_batch=config.micro_batch or None,
+        reward=reward,
     )
 
 
@@ -81,11 +89,15 @@ def align_round(
     """Trains from the parent model on a round's preferences; commits weights, `models` and `training_steps`.
 
     seed_index: other than 0, the round again with another training seed.
+    preferences: the run's prompts instead, where the objective is `reward`, which draws its own images.
+
     A number that is none stops the training and commits nothing. processes: other than ONE, they are started here and
     end with this one; on several hosts the same call is made on each, and returns on all once the round is committed.
     Raises: LostProcess where one of several is gone; what was checkpointed is kept.
     """
     order = RoundOrder(preferences, config, parent_id, round_index, seed_index)
+    if config.alignment.objective == "reward" and processes.world > 1:
+        raise InvalidInput("the objective reward trains in one process: set training processes and hosts to 1.")
     if not is_committed(order.ref):
         loaded_model.cache_clear()  # the sampler makes room for policy and reference
         with progress_of(f"alignment {order.ref.key}") as advance:
@@ -125,22 +137,23 @@ def train_round(order: RoundOrder, report: Report, accelerator: "Accelerator | N
     with _timing(ref, model.device.type, processes) as facts:
         reset_peak(model.device)
         with same_outcome(processes):
-            named, kept = order.config.alignment.preserve_weight > 0, order.config.sampling.keep_latents
-            data = alignment_data(order.preferences, model, named=named, kept_latents=kept)
-            report.say(f"latents of the training data: {data_kind(data)}")
-            settings = alignment_settings(
-                order.config.alignment, order.config.seed, order.round_index, order.seed_index
-            )
+            data = _training_data(order, model)
+            kind = "none" if isinstance(data, RewardData) else data_kind(data)
+            report.say(f"latents of the training data: {kind}")
+            settings = alignment_settings(order.config, order.round_index, order.seed_index)
             row = _described_model(order, model, data, settings, report)
             policy = _policy(order.config, model, settings.seed, earlier_lora)
             state, records = last_state(policy, settings, order.checkpoints)
         require_same_start(processes, order, state.step)
-        steps = train(policy, data, settings, state=state, accelerator=accelerator)
+        if isinstance(data, RewardData):
+            steps = train_on_reward(policy, data, settings, state=state)
+        else:
+            steps = train(policy, data, settings, state=state, accelerator=accelerator)
         records = _followed(steps, order, state, records, processes, report)[-order.config.alignment.steps :]
         facts |= {"items": len(records), "peak_bytes": peak_bytes(model.device)}
         with same_outcome(processes):
             if processes.is_first:
-                facts_of_data = {"latents": data_kind(data)}
+                facts_of_data = {"latents": kind}
                 _commit(order, state, row, records, facts_of_data | _facts_of_processes(processes))
 
 
@@ -155,6 +168,13 @@ def _load_model(order: RoundOrder, device: str) -> tuple[TextToImageModel, Path 
     return load_model(replace(source, lora=None), device=device or config.device, dtype=dtype), earlier
 
 
+def _training_data(order: RoundOrder, model: TextToImageModel) -> AlignmentData | RewardData:
+    if order.config.alignment.objective == "reward":
+        return reward_data(order, model)
+    named, kept = order.config.alignment.preserve_weight > 0, order.config.sampling.keep_latents
+    return alignment_data(order.preferences, model, named=named, kept_latents=kept)
+
+
 def _timing(ref: ArtifactRef, device: str, processes: Processes) -> AbstractContextManager[dict[str, int | None]]:
     if not processes.is_first:
         return nullcontext({"items": 0})
@@ -163,12 +183,18 @@ def _timing(ref: ArtifactRef, device: str, processes: Processes) -> AbstractCont
 
 
 def _described_model(
-    order: RoundOrder, model: TextToImageModel, data: AlignmentData, settings: AlignmentSettings, report: Report
+    order: RoundOrder,
+    model: TextToImageModel,
+    data: AlignmentData | RewardData,
+    settings: AlignmentSettings,
+    report: Report,
 ) -> dict[str, object]:
     """The round's row of `models`."""
-    schedule = noise_schedule(model, order.config.sampling.image_size)
-    nats = nats_per_unit_error(schedule, data.latent_elements, settings.first_timestep)
-    natural = natural_beta(settings.beta, nats, settings.objective, data.pairs_each)
+    natural = None
+    if isinstance(data, AlignmentData):
+        schedule = noise_schedule(model, order.config.sampling.image_size)
+        nats = nats_per_unit_error(schedule, data.latent_elements, settings.first_timestep)
+        natural = natural_beta(settings.beta, nats, settings.objective, data.pairs_each)
     report.say(f"beta {settings.beta:g} is {natural} in units of log-likelihood")
     row = _model_row(order.ref, order.config, settings, natural)
     repeats = trained_model(order.round_index) if order.seed_index else None

@@ -231,11 +231,11 @@ def order_pairs(data: AlignmentData, settings: AlignmentSettings, step: int) -> 
     units are visited once in a random order before any is visited again.
     """
     if settings.objective != "popalign_exact":
-        pairs = _rotate(len(data.winner), settings.pairs_per_step, settings.seed, step)
+        pairs = rotate(len(data.winner), settings.pairs_per_step, settings.seed, step)
         return pairs, torch.arange(len(pairs))
     position, sizes = number_populations(data.population)
     per_step = max(1, settings.pairs_per_step // int(sizes.max()))
-    chosen = _rotate(len(sizes), per_step, settings.seed, step)
+    chosen = rotate(len(sizes), per_step, settings.seed, step)
     members = [torch.nonzero(position == population).flatten() for population in chosen]
     units = [torch.full((len(rows),), unit) for unit, rows in enumerate(members)]
     return torch.cat(members), torch.cat(units)
@@ -257,7 +257,7 @@ def draw_timesteps(count: int, settings: AlignmentSettings, timesteps: int, gene
     return (low + (draws * (high - low)).long()).clamp(max=high - 1)
 
 
-def _rotate(total: int, count: int, seed: int, step: int) -> Tensor:
+def rotate(total: int, count: int, seed: int, step: int) -> Tensor:
     """Positions step * count ... of an endless sequence of permutations of range(total), (count,)."""
     start = step * count
     first, last = start // total, (start + count - 1) // total

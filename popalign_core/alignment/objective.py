@@ -21,6 +21,7 @@ from torch.nn.functional import logsigmoid, one_hot
 
 from popalign_core.alignment.denoiser import Schedule
 from popalign_core.alignment.settings import Objective
+from popalign_core.errors import InvalidInput
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,6 +180,8 @@ def alignment_loss(
             loss = dpo_loss(errors, beta, labels.weights)
         case "sft":
             loss = sft_loss(errors, labels.weights)
+        case "reward":
+            raise InvalidInput('the objective "reward" has no pairs: train with `policy_gradient.train_on_reward`.')
     return loss + anchor_weight * sft_loss(errors, labels.weights) if anchor_weight else loss
 
 
@@ -203,7 +206,7 @@ def natural_beta(beta: float, nats: float, objective: Objective, population_size
     ends at the winners' distribution; the usual betas have b far below 1, so their optimum lies far beyond it and
     training must be stopped. "popalign" compares a sample with the baseline, b = beta / nats; "dpo" halves the
     difference of the two samples of a pair, b = beta / (2 nats); "popalign_exact" spreads that over a population of n
-    pairs, b = beta / (2 n nats). None for "sft", which has no beta.
+    pairs, b = beta / (2 n nats). None for "sft" and "reward", which have no beta.
     """
     match objective:
         case "popalign":
@@ -212,7 +215,7 @@ def natural_beta(beta: float, nats: float, objective: Objective, population_size
             return beta / (2 * nats)
         case "popalign_exact":
             return beta / (2 * population_size * nats)
-        case "sft":
+        case "sft" | "reward":
             return None
 
 

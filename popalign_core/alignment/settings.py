@@ -4,9 +4,10 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from popalign_core.alignment.reward import RewardSettings
 from popalign_core.errors import InvalidInput, UnknownName
 
-Objective = Literal["popalign", "popalign_exact", "dpo", "sft"]
+Objective = Literal["popalign", "popalign_exact", "dpo", "sft", "reward"]
 LearningRateSchedule = Literal["constant", "cosine"]
 TimestepSampling = Literal["uniform", "stratified"]
 Optimizer = Literal["adamw", "adamw_8bit"]
@@ -28,6 +29,7 @@ class AlignmentSettings:
     noise than at this one are not trained on. micro_batch: pairs that a process passes through the model at once, None
     for all of its own. mixed_precision: passes in bfloat16, weights and optimizer in float32. spike_limit: see
     `spikes.spike_score`; None switches it off.
+    reward: for the objective "reward" alone.
 
     Raises: UnknownName, InvalidInput.
     """
@@ -55,6 +57,7 @@ class AlignmentSettings:
     optimizer: Optimizer = "adamw"
     spike_limit: float | None = None
     seed: int = 0
+    reward: RewardSettings | None = None
 
     def __post_init__(self) -> None:
         _require_known("objective", self.objective, get_args(Objective))

@@ -30,23 +30,27 @@ class StepRecord:
     step: finished steps, from 1. loss: with the anchor and with what preserves named captions. implicit_accuracy:
     share of pairs whose winner gained more on the reference than its loser. winner_margin, loser_margin: mean g, in
     units of mean squared error (see `objective`). gradient_norm: before clipping. seconds: wall time, drawing the
-    batch included.
+    batch included. A policy gradient has no pairs (0) and no margins; it alone has reward, the mean over the images,
+    drawn, their number, and unknown, those whose group could not be told on some axis.
     """
 
     step: int
     loss: float
-    implicit_accuracy: float
-    winner_margin: float
-    loser_margin: float
+    implicit_accuracy: float | None
+    winner_margin: float | None
+    loser_margin: float | None
     gradient_norm: float
     learning_rate: float
     pairs: int
     seconds: float
+    reward: float | None = None
+    drawn: int | None = None
+    unknown: int | None = None
 
     @property
     def images_per_second(self) -> float:
-        """Winners and losers together, over all processes."""
-        return 2 * self.pairs / self.seconds
+        """Winners and losers together, over all processes; of a policy gradient the images drawn."""
+        return (self.drawn or 2 * self.pairs) / self.seconds
 
 
 def train(
@@ -83,14 +87,14 @@ def _advance(state: TrainingState, data: AlignmentData, processes: Processes) ->
     batch = draw_batch(data, settings, state.step, len(denoiser.schedule), device, processes.share)
     state.optimizer.zero_grad(set_to_none=True)
     found = accumulate_gradient(state.policy, batch, settings, processes, _autocast(device, settings, processes))
-    norm = _clip_gradient(state, processes)
+    norm = clip_gradient(state, processes)
 
     winner, loser = found.errors.log_ratios()
     local = torch.stack([found.loss, found.errors.implicit_accuracy(), winner.mean(), loser.mean()])
     means: list[float] = processes.mean_over_pairs(local, len(winner), batch.global_pairs).tolist()  # pyright: ignore
     _require_sound(state, means[0], norm)
     rate = settings.learning_rate_at(state.step)
-    _update(state, rate)
+    update_weights(state, rate)
     state.recent_losses = [*state.recent_losses, means[0]][-WINDOW:]
     return StepRecord(
         step=state.step,
@@ -123,7 +127,7 @@ def _require_sound(state: TrainingState, loss: float, norm: float) -> None:
         raise LossSpike(step=step, loss=loss, score=score, limit=limit)
 
 
-def _clip_gradient(state: TrainingState, processes: Processes) -> float:
+def clip_gradient(state: TrainingState, processes: Processes) -> float:
     """Average over processes, clip, and return the norm before clipping."""
     parameters = list(trainable_parameters(state.policy.denoiser).values())
     processes.average_gradients(parameters)
@@ -132,7 +136,8 @@ def _clip_gradient(state: TrainingState, processes: Processes) -> float:
 
 
 @torch.no_grad()
-def _update(state: TrainingState, learning_rate: float) -> None:
+def update_weights(state: TrainingState, learning_rate: float) -> None:
+    """One step of the optimizer, and of the moving average if there is one."""
     for group in state.optimizer.param_groups:
         group["lr"] = learning_rate
     state.optimizer.step()  # pyright: ignore[reportUnknownMemberType]

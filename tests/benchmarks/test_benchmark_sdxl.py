@@ -149,7 +149,7 @@ def test_seconds_a_pair(checkpoint: Path, kind: str) -> None:
     model = load_sdxl(ModelSource(str(checkpoint)), device=DEVICE.type, dtype=dtype)
     data = random_pairs(model, 2 * changes["pairs_per_step"])
     policy = _policy(config, model, 0, None)
-    settings = replace(alignment_settings(config.alignment, 0, 1), steps=REPETITIONS + 2)
+    settings = replace(alignment_settings(config, 1), steps=REPETITIONS + 2)
     records = list(train(policy, data, settings))
     seconds = [record.seconds / record.pairs for record in records[2:]]
     facts = {"kind": KIND, **config.alignment.model_dump(mode="json")}

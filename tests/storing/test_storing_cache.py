@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from storage.batch_sizes import keep_batch_size, read_batch_size
-from storage.prompt_embeddings import read_embeddings, write_embeddings
 from storage.errors import SchemaMismatch
 from storage.layout import Workspace
+from storage.prompt_embeddings import read_embeddings, write_embeddings
 from storage.tables import RowWriter, write_rows
 
 ENCODER = "0123456789abcdef"

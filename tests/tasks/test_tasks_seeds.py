@@ -44,7 +44,7 @@ def test_the_spread_over_seeds_is_told_with_each_of_them(written_run) -> None:
 @pytest.mark.parametrize("redraw", ["true", "false"])
 def test_another_seed_changes_the_seed_and_the_names_alone(written_run, redraw: str) -> None:
     config = with_settings(written_run.config, {"alignment.redraw": redraw})
-    own, other = (alignment_settings(config.alignment, 0, 2, index) for index in (0, 1))
+    own, other = (alignment_settings(config, 2, index) for index in (0, 1))
     assert own.seed != other.seed
     assert replace(other, seed=own.seed) == own
     preferences = written_run.commit_samples(BASE, "validation")
