@@ -67,6 +67,13 @@ UNITS = {
     "ratio_low": "1",
     "ratio_high": "1",
     "checks": "of the check",
+    "option_index": "index",
+    "position": "index",
+    "inclusion_probability": "probability",
+    "auditors": "people",
+    "bound_low": "share",
+    "bound_high": "share",
+    "audited": "images",
     "seconds": "s",
     "items": "images, rows or steps",
 }

@@ -20,6 +20,7 @@ from storage.columns import (
     TableSpec,
 )
 from storage.errors import SchemaMismatch
+from storage.people_schemas import PEOPLE_TABLES
 
 TABLES: dict[str, TableSpec] = {
     "runs": (
@@ -193,6 +194,7 @@ TABLES: dict[str, TableSpec] = {
         ],
     ),
     **ASSESSMENT_TABLES,
+    **PEOPLE_TABLES,
     "timings": (
         "one row a piece of work; not part of a run's identity",
         [
@@ -216,6 +218,7 @@ FOLDER = {
     "group_shares": "disparities",
     "comparisons": "disparities",
     "scores": "disparities",
+    "confusion_matrices": "corrected_shares",
 }
 # Raised with every change of a table's columns. A column that is added must be nullable, or older files are refused.
 VERSIONS = dict.fromkeys(TABLES, 1) | {"populations": 2, "models": 2}
