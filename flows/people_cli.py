@@ -109,7 +109,7 @@ def audit_ingest(files: FilesArgument, workspace: WorkspaceOption = Path("worksp
 @audit.command("results")
 def audit_results(run_id: RunArgument, workspace: WorkspaceOption = Path("workspace")) -> None:
     """Confusion matrices and group shares corrected by them."""
-    from tasks.audits import newest_corrections, require_corrections
+    from tasks.corrections import newest_corrections, require_corrections
 
     found = newest_corrections(str(workspace), run_id)
     require_corrections(found, run_id)

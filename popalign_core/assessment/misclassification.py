@@ -17,7 +17,7 @@ from popalign_core.errors import InvalidInput
 
 NO_PERSON, UNKNOWN = "no person", "unknown"
 CANNOT_TELL = -1
-_EM_STEPS, _EM_TOLERANCE = 2000, 1e-10
+_EM_STEPS, _EM_TOLERANCE = 2000, 1e-8
 
 
 def predicted_outcomes(axis: Axis) -> tuple[str, ...]:
@@ -123,19 +123,13 @@ def adjusted_count(predicted_shares: np.ndarray, confusion_matrix: np.ndarray) -
     shares of at least 0. It assumes that the classifier errs alike on these images and on those that were audited.
     Source: Buonaccorsi (2010), Measurement Error, chapter 2; "adjusted count" in Forman (2008).
     """
-    outcomes = confusion_matrix.shape[-2]
     reached = confusion_matrix.sum(axis=-1) > 0
-    shape = np.broadcast_shapes(predicted_shares.shape[:-1], reached.shape[:-1])
-    shares = np.broadcast_to(reached / reached.sum(axis=-1, keepdims=True), (*shape, outcomes)).astype(float)
+    start = reached / np.maximum(reached.sum(axis=-1, keepdims=True), 1)
+    shares = np.broadcast_to(start, np.broadcast_shapes(start.shape, (*predicted_shares.shape[:-1], 1)))
     for _ in range(_EM_STEPS):
-        expected = np.einsum("...t,...tp->...p", shares, confusion_matrix)
-        ratio = np.divide(
-            predicted_shares,
-            expected,
-            out=np.zeros(np.broadcast_shapes(predicted_shares.shape, expected.shape)),
-            where=expected > 0,
-        )
-        moved = shares * np.einsum("...tp,...p->...t", confusion_matrix, ratio)
+        expected = (shares[..., None, :] @ confusion_matrix)[..., 0, :]
+        ratio = predicted_shares / np.where(expected > 0, expected, np.inf)
+        moved = shares * (confusion_matrix @ ratio[..., None])[..., 0]
         moved /= moved.sum(axis=-1, keepdims=True)
         settled = np.abs(moved - shares).max() < _EM_TOLERANCE
         shares = moved

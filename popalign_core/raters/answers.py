@@ -10,7 +10,7 @@ from popalign_core.errors import InvalidInput
 
 FORMAT, VERSION = "popalign-answers", 1
 MOST_BYTES = 20_000_000
-ALIAS_PATTERN = r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,39}"
+ALIAS_PATTERN = r"[A-Za-z0-9][A-Za-z0-9 ._\-]{0,39}"
 PageKind = Literal["study", "audit"]
 
 

@@ -57,6 +57,9 @@ class ReportData:
     validations: Sequence[Row] = field(default_factory=_no_rows)
     models: Sequence[Row] = field(default_factory=_no_rows)
     timings: Sequence[Row] = field(default_factory=_no_rows)
+    votes: Sequence[Row] = field(default_factory=_no_rows)
+    corrected_shares: Sequence[Row] = field(default_factory=_no_rows)
+    confusion_matrices: Sequence[Row] = field(default_factory=_no_rows)
     decision: Row | None = None
     sheets: Sequence[ContactSheet] = ()
     failure: str = ""
