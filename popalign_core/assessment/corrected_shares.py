@@ -123,14 +123,14 @@ def correct_shares(
     for name, own in populations.items():
         found += _as_classified(name, own, drawn[name])
         if (own.labels.perceived != CANNOT_TELL).any():
-            own_rows = own.labels.rows()
-            drawn_rows = draw_predictive(own_rows, _rng(seed, "errors", own.labels, name), resamples)
-            value = post_stratified(drawn[name].value, predictive_matrix(own_rows))
-            draws = post_stratified(drawn[name].draws, drawn_rows)
-            found += _corrected(name, POST_STRATIFIED, own, own.labels, drawn[name].value, (value, draws))
+            drawn_rows = draw_predictive(own.labels.rows(), _rng(seed, "errors", own.labels, name), resamples)
+            found += _post_stratified(name, own, drawn[name], drawn_rows)
         value = adjusted_count(drawn[name].value, errors)
         draws = adjusted_count(drawn[name].draws, drawn_errors)
-        found += _corrected(name, ADJUSTED_COUNT, own, pooled, drawn[name].value, (value, draws))
+        missing = float(drawn[name].value @ pooled.untold())
+        bounds = worst_case((1 - missing) * value[:-1], missing)
+        corrected = (among_people(value), among_people(draws))
+        found += _rows(name, ADJUSTED_COUNT, own, len(pooled.predicted), corrected, bounds)
     return found
 
 
@@ -158,18 +158,13 @@ def _as_classified(name: str, own: AuditedPopulation, drawn: _Drawn) -> list[Cor
     return _rows(name, AS_CLASSIFIED, own, 0, (value, draws), bounds)
 
 
-def _corrected(
-    name: str,
-    method: str,
-    own: AuditedPopulation,
-    labels: AuditedLabels,
-    predicted: np.ndarray,
-    shares: tuple[np.ndarray, np.ndarray],
-) -> list[CorrectedShare]:
-    value, draws = shares
-    missing = float(predicted @ labels.untold())
-    bounds = worst_case((1 - missing) * value[:-1], missing)
-    return _rows(name, method, own, len(labels.predicted), (among_people(value), among_people(draws)), bounds)
+def _post_stratified(name: str, own: AuditedPopulation, drawn: _Drawn, drawn_rows: np.ndarray) -> list[CorrectedShare]:
+    predictive, untold = predictive_matrix(own.labels.rows()), own.labels.untold()
+    value = among_people(post_stratified(drawn.value, predictive))
+    draws = among_people(post_stratified(drawn.draws, drawn_rows))
+    known = post_stratified(drawn.value * (1 - untold), predictive)
+    bounds = worst_case(known[:-1], float(drawn.value @ untold))
+    return _rows(name, POST_STRATIFIED, own, len(own.labels.predicted), (value, draws), bounds)
 
 
 def _rows(

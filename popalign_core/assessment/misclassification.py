@@ -83,9 +83,9 @@ class AuditedLabels:
 
 
 def predictive_matrix(rows: np.ndarray) -> np.ndarray:
-    """P(perceived | predicted) of Dirichlet parameters (..., predicted, perceived); even where nothing was audited."""
+    """P(perceived | predicted) of Dirichlet parameters (..., predicted, perceived); 0 where nothing is known."""
     total = rows.sum(axis=-1, keepdims=True)
-    return np.divide(rows, total, out=np.full(rows.shape, 1 / rows.shape[-1]), where=total > 0)
+    return np.divide(rows, total, out=np.zeros(rows.shape), where=total > 0)
 
 
 def draw_predictive(rows: np.ndarray, rng: np.random.Generator, draws: int) -> np.ndarray:

@@ -8,7 +8,7 @@ import numpy as np
 from popalign_core.assessment.agreement import MISSING, estimate_alpha
 from popalign_core.assessment.resampling import DEFAULT_RESAMPLES, Estimate
 from popalign_core.assessment.win_rate import clustered_share
-from popalign_core.raters.study import Check
+from popalign_core.raters.study import Check, Question
 from popalign_core.seeds import derive_seed
 
 Row = Mapping[str, object]
@@ -50,12 +50,13 @@ class RaterQuality:
 def question_results(
     votes: Sequence[Row], base: str, aligned: str, *, seed: int, resamples: int = DEFAULT_RESAMPLES
 ) -> list[QuestionResult]:
-    """A result for every question, in the order of the votes. votes: rows of the table `votes`; checks are left out."""
+    """A result for every question that was voted on. votes: rows of the table `votes`; checks are left out."""
     found: dict[tuple[str, str, str], list[Row]] = {}
     for row in votes:
         if row["check"] == Check.NONE:
             found.setdefault((str(row["level"]), str(row["question"]), str(row["axis"] or "")), []).append(row)
-    return [_result(key, rows, (base, aligned), seed, resamples) for key, rows in found.items()]
+    order = sorted(found, key=lambda key: (key[0], list(Question).index(Question(key[1])), key[2]))
+    return [_result(key, found[key], (base, aligned), seed, resamples) for key in order]
 
 
 def _result(
