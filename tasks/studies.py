@@ -1,6 +1,6 @@
 """Blinded studies: a page is made, files of votes are checked and stored, and what they come to is counted."""
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -193,13 +193,13 @@ def ingest_votes(workspace: str, sources: Sequence[Path], *, incomplete: bool = 
     return [file for file, _ in ready.values()]
 
 
-def refuse_second_file(ref: ArtifactRef, file: AnswerFile, ready: object, source: Path) -> None:
+def refuse_second_file(ref: ArtifactRef, file: AnswerFile, ready: Container[ArtifactRef], source: Path) -> None:
     """Raises: UnusableAnswers if this alias has answered the page before, on the disk or in the same call."""
     if is_committed(ref):
         same = read_manifest(ref).facts.get("checksum") == file.checksum
         what = "was ingested before" if same else f"is a second file of {file.alias!r}, with other answers"
         raise UnusableAnswers(f"{source} {what}: {file.kind} {file.id!r} counts everybody once. Nothing was stored.")
-    if isinstance(ready, dict) and ref in ready:
+    if ref in ready:
         raise UnusableAnswers(
             f"{source} is a second file of {file.alias!r} in one call; name each once. Nothing was stored."
         )
