@@ -176,9 +176,13 @@ def _rows(
     bounds: tuple[np.ndarray, np.ndarray],
 ) -> list[CorrectedShare]:
     low, high = _interval(*shares)
-    columns = zip(own.labels.axis.groups, shares[0], low, high, *bounds, strict=True)
+    columns = zip(shares[0], low, high, *bounds, strict=True)
+    numbers = [tuple(float(number) for number in line) for line in columns]
     n = int(own.counts.sum())
-    return [CorrectedShare(name, group, method, *map(float, numbers), n, audited) for group, *numbers in columns]
+    return [
+        CorrectedShare(name, group, method, share, low, high, bound_low, bound_high, n, audited)
+        for group, (share, low, high, bound_low, bound_high) in zip(own.labels.axis.groups, numbers, strict=True)
+    ]
 
 
 def _interval(value: np.ndarray, draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,7 +1,7 @@
 """Shares of votes with intervals over prompts: votes on one prompt resemble each other."""
 
 import numpy as np
-from scipy import stats
+from scipy import stats  # pyright: ignore[reportMissingTypeStubs]
 
 from popalign_core.assessment.resampling import LEVELS, Estimate
 from popalign_core.errors import InvalidInput

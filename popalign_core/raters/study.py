@@ -185,7 +185,12 @@ def _checks(trials: Sequence[Trial], plan: StudyPlan) -> list[Trial]:
     same = [trials[place] for place in order[::-1][: plan.identical]]
     found = [
         Trial(
-            plan.opaque("repeat", one.trial_id), one.asked, one.prompt_id, one.options[::-1], Check.REPEAT, one.trial_id
+            plan.opaque("repeat", one.trial_id),
+            one.asked,
+            one.prompt_id,
+            (one.options[1], one.options[0]),
+            Check.REPEAT,
+            one.trial_id,
         )
         for one in again
     ]

@@ -6,7 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from flows.cli import app
 from popalign_core.errors import InvalidInput
 from popalign_core.raters.answers import AnswerFile, UnusableAnswers, checksum
 from storage.catalog import query, rebuild_catalog
@@ -177,3 +179,26 @@ def test_an_unfinished_audit_is_refused(drawn_run, tmp_path):
     short = answered(page, tmp_path, lambda *_: "man", "ann", leave=1)
     with pytest.raises(UnusableAnswers, match="11 of 12 answers"):
         ingest_audits(drawn_run.workspace, [short])
+
+
+def test_commands_from_page_to_tables(drawn_run, tmp_path):
+    def run(*arguments: str) -> str:
+        result = CliRunner().invoke(app, [*arguments, "-w", drawn_run.workspace], env={"COLUMNS": "200"})
+        assert result.exit_code == 0, result.output
+        return " ".join(result.output.split())
+
+    run_id, model = drawn_run.run_id, ("--model", MODEL, "--image-size", "64")
+    created = run("study", "create", run_id, *model, "--grids", "evenness", "--singles", "", "--grid", "4")
+    page = Path(created.split(" Send")[0].replace(" ", ""))
+    file = answered(page, tmp_path, prefer(drawn_run, MODEL), "a b")
+    assert "a b: 6 votes on study" in run("study", "ingest", str(file))
+    shown = run("study", "results", run_id)
+    assert "population, evenness, perceived_gender" in shown
+    assert "100.0% [" in shown
+    assert "Identical sides told: 100.0%" in shown
+    created = run("audit", "create", run_id, *model, "--images", "16")
+    page = Path(created.split(" Send")[0].replace(" ", ""))
+    run("audit", "ingest", str(answered(page, tmp_path, lambda *_: "woman", "c")))
+    shown = run("audit", "results", run_id)
+    assert "post stratified" in shown
+    assert "16 of 16" in shown or "8 of" in shown
