@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from flows.axes_cli import axis
+from flows.people_cli import audit, study
 from flows.registry_cli import export, models, promote, rollback
 from flows.retention_cli import gc, plan
 from flows.services_cli import down, setup, up
@@ -132,6 +133,8 @@ def report(run_id: str, workspace: WorkspaceOption = Path("workspace")) -> None:
 for _command in (sql, show, plan, up, down, setup, models, promote, rollback, export, gc, axis):
     app.command()(_command)
 app.add_typer(catalog, name="catalog")
+app.add_typer(study, name="study")
+app.add_typer(audit, name="audit")
 
 
 def _split_execution(settings: list[str]) -> "tuple[list[str], Execution]":

@@ -21,6 +21,7 @@ from storage.columns import (
     TableSpec,
 )
 from storage.errors import SchemaMismatch
+from storage.people_schemas import PEOPLE_TABLES
 
 TABLES: dict[str, TableSpec] = {
     "runs": (
@@ -272,6 +273,7 @@ TABLES: dict[str, TableSpec] = {
         ],
     ),
     **ASSESSMENT_TABLES,
+    **PEOPLE_TABLES,
     "timings": (
         "one row a piece of work; not part of a run's identity",
         [
@@ -322,6 +324,7 @@ FOLDER = {
     "scores": "disparities",
     "agreements": "disparities",
     "status_counts": "disparities",
+    "confusion_matrices": "corrected_shares",
 }
 # Raised with every change of a table's columns. A column that is added must be nullable, or older files are refused.
 VERSIONS = dict.fromkeys(TABLES, 1) | {

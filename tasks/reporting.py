@@ -18,6 +18,7 @@ from storage.layout import Workspace
 from storage.publication import publish_file
 from storage.tables import read_images, read_rows
 from tasks.assessment import BUILDER_ROLE, JUDGE_ROLE, classifier_name
+from tasks.corrections import newest_corrections
 from tasks.run import BASE
 
 SHEET_COLUMNS = 10
@@ -51,6 +52,8 @@ def write_report(workspace: str, run_id: str, config: RunConfig) -> Path:
         builder_id=classifier_name(BUILDER_ROLE, config),
         decision=decisions[0] if decisions else None,
         yields=query(place, YIELDS.format(run_id=run_id)).to_pylist(),
+        votes=read_rows(place, run_id, "votes"),
+        **newest_corrections(workspace, run_id),
         sheets=held_out_sheets(place, run_id, kept, rows["prompts"], SHEET_ROWS),
         **rows,
     )

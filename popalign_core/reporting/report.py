@@ -6,7 +6,7 @@ from functools import cache
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from popalign_core.reporting import classifiers, comparisons, course, queries, shares, strips
+from popalign_core.reporting import classifiers, comparisons, course, people, queries, shares, strips
 from popalign_core.reporting.formatting import as_text, estimate, measure_label, number, plain_words
 from popalign_core.reporting.report_data import Measured, ReportData, matching, measured
 
@@ -59,6 +59,8 @@ def render_report(data: ReportData) -> str:
             scores=comparisons.scores(data),
             other_measures=comparisons.other_measures(data),
             paired=comparisons.paired_numbers(data),
+            studies=people.studies(data),
+            corrected=people.corrected_axes(data),
             curves=course.training_curves(data),
             validation=course.validation_curves(data),
             rounds=course.rounds(data),

@@ -62,6 +62,9 @@ class ReportData:
     seed_summaries: Sequence[Row] = field(default_factory=_no_rows)
     timings: Sequence[Row] = field(default_factory=_no_rows)
     sampler_differences: Sequence[Row] = field(default_factory=_no_rows)
+    votes: Sequence[Row] = field(default_factory=_no_rows)
+    corrected_shares: Sequence[Row] = field(default_factory=_no_rows)
+    confusion_matrices: Sequence[Row] = field(default_factory=_no_rows)
     decision: Row | None = None
     sheets: Sequence[ContactSheet] = ()
     failure: str = ""
