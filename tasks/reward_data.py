@@ -4,14 +4,21 @@ from popalign_core.alignment.chain import Conditions
 from popalign_core.alignment.policy_gradient import RewardData
 from popalign_core.alignment.reward import ParityTarget
 from popalign_core.attributes import AXES
+from popalign_core.errors import InvalidInput
 from popalign_core.models.latent_labels import latent_labeller, latent_shape
+from popalign_core.models.sdxl import SdxlModel
 from popalign_core.models.text_to_image import TextToImageModel
 from tasks.run import classifier_of, read_prompts
 from tasks.training_order import RoundOrder
 
 
 def reward_data(order: RoundOrder, model: TextToImageModel) -> RewardData:
-    """For a model on its device. Raises: NotCommitted before the expansion."""
+    """For a model on its device. Raises: InvalidInput for another family; NotCommitted before the expansion."""
+    if not isinstance(model, SdxlModel):
+        raise InvalidInput(
+            f"alignment.objective is reward, which is written for SDXL alone, and the model is {model.family.title}: "
+            "choose popalign, dpo or sft."
+        )
     config, place = order.config, order.ref
     prompts = [p for p in read_prompts(place.workspace, place.run_id) if p.split == "train" and p.kind == "neutral"]
     encoded = model.encode_captions([prompt.text for prompt in prompts])

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from popalign_core.alignment.adapters import Policy
 from popalign_core.alignment.cache import PairBatch
-from popalign_core.alignment.denoiser import NoiseSchedule
+from popalign_core.alignment.denoiser import Schedule
 from popalign_core.alignment.objective import DenoisingErrors
 
 # A new one for every pass: autocast keeps the weights it has cast, and the policy's may change in between.
@@ -75,7 +75,7 @@ def measure_policy(
     return measured, Residuals(residuals.detach()[win], residuals.detach()[lose])
 
 
-def _inputs(batch: PairBatch, schedule: NoiseSchedule) -> _Inputs:
+def _inputs(batch: PairBatch, schedule: Schedule) -> _Inputs:
     clean, embeddings, pooled = (
         [batch.winner_latents, batch.loser_latents],
         [batch.prompt_embeddings] * 2,

@@ -20,6 +20,7 @@ from popalign_core.alignment.adapters import Policy
 from popalign_core.alignment.cache import rotate
 from popalign_core.alignment.chain import Conditions, DenoisingChain, step_log_density
 from popalign_core.alignment.checkpoint import TrainingState, begin, load_state
+from popalign_core.alignment.denoiser import NoiseSchedule
 from popalign_core.alignment.processes import Processes
 from popalign_core.alignment.reward import Cell, ParityTarget, RewardSettings, parity_rewards
 from popalign_core.alignment.settings import AlignmentSettings
@@ -74,9 +75,12 @@ def train_on_reward(
     reward = settings.reward
     if settings.objective != "reward" or reward is None:
         raise InvalidInput('a policy gradient needs the objective "reward" and its settings.')
+    schedule = policy.denoiser.schedule
+    if not isinstance(schedule, NoiseSchedule):
+        raise InvalidInput("a policy gradient draws by DDIM, which a model of flow matching does not know.")
     if state is None:
         state = begin(policy, settings) if resume_from is None else load_state(policy, settings, resume_from)
-    chain = DenoisingChain(policy.denoiser.schedule, reward.chain_steps, reward.guidance_scale)
+    chain = DenoisingChain(schedule, reward.chain_steps, reward.guidance_scale)
     while state.step < settings.steps:
         yield _advance(state, data, chain, reward)
 

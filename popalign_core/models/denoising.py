@@ -151,7 +151,7 @@ def _compile(unet: Any, acceleration: Acceleration) -> None:
         return
     blocks = repeated_blocks(unet)
     for module in (unet, *blocks):
-        module._compiled_call_impl = None
+        module._compiled_call_impl = None  # pyright: ignore[reportPrivateUsage]
     for module in {"none": [], "regional": blocks, "full": [unet]}[model_mode]:
         module.compile(dynamic=False)
     unet.popalign_compiled = "none" if model_mode == "none" else wanted
