@@ -11,6 +11,7 @@ from report_page import Page
 
 from popalign_core.errors import InvalidInput
 from popalign_core.reporting.contact_sheet import contact_sheet
+from popalign_core.reporting.course import training_curves
 from popalign_core.reporting.formatting import as_text, axis_label
 from popalign_core.reporting.report import render_report
 from popalign_core.reporting.report_data import ContactSheet, matching
@@ -325,3 +326,12 @@ def test_a_model_is_not_compared_with_itself(good):
     data, _ = good
     with pytest.raises(InvalidInput, match="same model"):
         replace(data, model_id=data.base_model_id)
+
+
+def test_a_policy_gradient_shows_rewards_in_the_place_of_margins():
+    data = made_up.good_run()
+    none = {"implicit_accuracy": None, "winner_margin": None, "loser_margin": None, "pairs": 0}
+    steps = [row | none | {"reward": -0.8 + row["step"] / 50, "drawn": 72, "unknown": 1} for row in data.training_steps]
+    curves = training_curves(replace(data, training_steps=steps))
+    assert [curve.title for curve in curves] == ["Loss", "Reward"]
+    assert Page(render_report(replace(data, training_steps=steps)))
