@@ -11,6 +11,7 @@ from report_page import Page
 
 from popalign_core.errors import InvalidInput
 from popalign_core.reporting.contact_sheet import contact_sheet
+from popalign_core.reporting.course import training_curves
 from popalign_core.reporting.formatting import as_text, axis_label
 from popalign_core.reporting.report import render_report
 from popalign_core.reporting.report_data import ContactSheet, matching
@@ -360,3 +361,12 @@ def test_the_spread_over_training_seeds_is_told_and_repeated_trainings_draw_no_c
     assert "other seeds" not in plain.text
     assert "77" not in "".join(page.attribute("points"))
     assert f"{len(data.training_steps):,} steps" in page.text
+
+
+def test_a_policy_gradient_shows_rewards_in_the_place_of_margins():
+    data = made_up.good_run()
+    none = {"implicit_accuracy": None, "winner_margin": None, "loser_margin": None, "pairs": 0}
+    steps = [row | none | {"reward": -0.8 + row["step"] / 50, "drawn": 72, "unknown": 1} for row in data.training_steps]
+    curves = training_curves(replace(data, training_steps=steps))
+    assert [curve.title for curve in curves] == ["Loss", "Reward"]
+    assert Page(render_report(replace(data, training_steps=steps)))
