@@ -15,18 +15,14 @@ from prefect.cache_policies import NO_CACHE
 from popalign_core.alignment.adapters import Policy, substituted_weights
 from popalign_core.alignment.cache import AlignmentData
 from popalign_core.alignment.checkpoint import TrainingState
-from popalign_core.alignment.objective import nats_per_unit_error, natural_beta
 from popalign_core.alignment.policy_gradient import RewardData, train_on_reward
 from popalign_core.alignment.processes import Processes
-from popalign_core.alignment.reward import RewardSettings
-from popalign_core.alignment.settings import AlignmentSettings
 from popalign_core.alignment.trainer import StepRecord, train
 from popalign_core.config import RunConfig
 from popalign_core.errors import InvalidInput, TrainingDiverged
 from popalign_core.models.loading import load_model
 from popalign_core.models.text_to_image import TextToImageModel
-from popalign_core.models.trainable import PassOptions, make_policy, noise_schedule, save_weights
-from popalign_core.seeds import derive_seed
+from popalign_core.models.trainable import PassOptions, make_policy, save_weights
 from storage.artifacts import ArtifactRef, is_committed
 from storage.checkpoints import remove_checkpoints
 from storage.commit import staged_artifact
@@ -35,46 +31,20 @@ from storage.tables import write_rows
 from tasks.alignment_data import alignment_data, data_kind
 from tasks.memory import peak_bytes, reset_peak
 from tasks.progress import progress_of
-from tasks.registry import lineage
 from tasks.reward_data import reward_data
 from tasks.run import as_row, loaded_model, model_source, passes, timed
 from tasks.training_checkpoints import last_state, save_checkpoint
 from tasks.training_errors import same_outcome
 from tasks.training_order import WHOLE_TRAINING as WHOLE_TRAINING
-from tasks.training_order import RoundOrder, require_same_start, trained_model
+from tasks.training_order import RoundOrder, require_same_start
 from tasks.training_processes import ONE, Report, TrainingProcesses, run_processes
+from tasks.training_settings import alignment_settings, described_model
 
 if TYPE_CHECKING:
     from accelerate import Accelerator  # pyright: ignore[reportMissingTypeStubs]
 
 # A network disk shows another host's files a while later.
 SECONDS_UNTIL_SEEN = 120
-
-
-def alignment_settings(run: RunConfig, round_index: int, seed_index: int = 0) -> AlignmentSettings:
-    """The stage's part of the configuration as plain values.
-
-    Without `redraw` all rounds are one training, which the later ones take further.
-    """
-    names = "objective pairs_per_step learning_rate_schedule first_timestep beta anchor_weight preserve_weight "
-    names += "winner_preserving ema_decay caption_dropout caption_mixing mixed_precision optimizer spike_limit"
-    config, reward = run.alignment, None
-    values = config.model_dump(include=set(names.split()))
-    if config.objective == "reward":
-        chain_steps, guidance_scale = run.sampling.steps, run.sampling.guidance_scale
-        reward = RewardSettings(**run.reward.model_dump(), chain_steps=chain_steps, guidance_scale=guidance_scale)
-    first, rounds = (round_index, 1) if config.redraw else (1, round_index)
-    repeated = ("seed", seed_index) if seed_index else ()
-    return AlignmentSettings(
-        **values,
-        learning_rate=config.learning_rate * (config.round_decay ** (round_index - 1) if config.redraw else 1),
-        steps=rounds * config.steps,
-        schedule_steps=config.steps if config.redraw else config.rounds * config.steps,
-        seed=derive_seed(run.seed, "alignment", first, *repeated),
-        timestep_sampling="stratified",
-        micro_batch=config.micro_batch or None,
-        reward=reward,
-    )
 
 
 @task(cache_policy=NO_CACHE, retries=2, retry_delay_seconds=5, retry_condition_fn=passes)
@@ -141,7 +111,7 @@ def train_round(order: RoundOrder, report: Report, accelerator: "Accelerator | N
             kind = "none" if isinstance(data, RewardData) else data_kind(data)
             report.say(f"latents of the training data: {kind}")
             settings = alignment_settings(order.config, order.round_index, order.seed_index)
-            row = _described_model(order, model, data, settings, report)
+            row = described_model(order, model, data, settings, report)
             policy = _policy(order.config, model, settings.seed, earlier_lora)
             state, records = last_state(policy, settings, order.checkpoints)
         require_same_start(processes, order, state.step)
@@ -180,25 +150,6 @@ def _timing(ref: ArtifactRef, device: str, processes: Processes) -> AbstractCont
         return nullcontext({"items": 0})
     world = processes.share.processes
     return timed(ref, "alignment", device if world == 1 else f"{world} x {device}")
-
-
-def _described_model(
-    order: RoundOrder,
-    model: TextToImageModel,
-    data: AlignmentData | RewardData,
-    settings: AlignmentSettings,
-    report: Report,
-) -> dict[str, object]:
-    """The round's row of `models`."""
-    natural = None
-    if isinstance(data, AlignmentData):
-        schedule = noise_schedule(model, order.config.sampling.image_size)
-        nats = nats_per_unit_error(schedule, data.latent_elements, settings.first_timestep)
-        natural = natural_beta(settings.beta, nats, settings.objective, data.pairs_each)
-    report.say(f"beta {settings.beta:g} is {natural} in units of log-likelihood")
-    row = _model_row(order.ref, order.config, settings, natural)
-    repeats = trained_model(order.round_index) if order.seed_index else None
-    return row | {"parent_model_id": order.parent_id, "round": order.round_index, "repeats_model_id": repeats}
 
 
 def _policy(config: RunConfig, model: TextToImageModel, seed: int, earlier_lora: Path | None) -> Policy:
@@ -273,22 +224,6 @@ def _commit(
             save_weights(state.policy, folder, lora=bool(order.config.alignment.lora_rank))
         write_rows(folder, "models", [row])
         write_rows(folder, "training_steps", [_step_row(ref, order.round_index, record) for record in records])
-
-
-def _model_row(
-    ref: ArtifactRef, config: RunConfig, settings: AlignmentSettings, natural: float | None
-) -> dict[str, object]:
-    return {
-        "run_id": ref.run_id,
-        "model_id": ref.key,
-        "objective": settings.objective,
-        "adapter": "lora" if config.alignment.lora_rank else "full",
-        "seed": settings.seed,
-        "steps": settings.steps,
-        "beta": settings.beta,
-        "natural_beta": natural,
-        **lineage(ref, config),
-    }
 
 
 def _step_row(ref: ArtifactRef, round_index: int, record: StepRecord) -> dict[str, object]:

@@ -27,12 +27,13 @@ from popalign_core.config import RunConfig, with_settings
 from popalign_core.models.sdxl import DTYPES, SCHEDULERS, ModelSource, load_sdxl
 from popalign_core.presets import parse_settings, preset
 from storage.layout import Workspace
-from tasks.alignment import _policy, alignment_settings  # pyright: ignore[reportPrivateUsage]
+from tasks.alignment import _policy  # pyright: ignore[reportPrivateUsage]
 from tasks.benchmarks import record_benchmark
 from tasks.expansion import write_prompts
 from tasks.memory_plan import GIB, stage_footprint
 from tasks.run import BASE, loaded_model, record_run
 from tasks.sampling import plan_shards, planned_requests, sample_shard
+from tasks.training_settings import alignment_settings
 
 CUDA = torch.cuda.is_available()
 KIND = os.environ.get("POPALIGN_BENCH_SDXL", "full" if CUDA else "")

@@ -6,10 +6,10 @@ import pytest
 
 from popalign_core.config import with_settings
 from storage.tables import read_artifact
-from tasks.alignment import alignment_settings
 from tasks.run import BASE
 from tasks.seeds import record_seeds
 from tasks.training_order import RoundOrder, trained_model
+from tasks.training_settings import alignment_settings
 
 AXIS = "perceived_gender"
 
