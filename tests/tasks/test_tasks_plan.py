@@ -11,6 +11,7 @@ from diffusers import UNet2DConditionModel
 from popalign_core.config import RunConfig, with_settings
 from popalign_core.errors import InvalidInput
 from popalign_core.models.checkpoints import EMBEDDED
+from popalign_core.models.footprint import Footprint
 from popalign_core.models.lora import add_lora
 from popalign_core.presets import preset
 from popalign_core.workload import KEPT, ImageSet, Workload, shard_sizes, workload
@@ -43,6 +44,7 @@ SETTINGS = {
 CONFIG = with_settings(preset("emoji"), SETTINGS)
 PLACE_SECONDS, PAIR_SECONDS, BUILDER_SECONDS, JUDGE_SECONDS = 0.5, 0.25, 0.01, 0.02
 IMAGE_BYTES = 300
+FLOP = {"sampling": 2e12, "training": 3e15}
 
 
 def changed(**settings: object) -> RunConfig:
@@ -111,6 +113,12 @@ class MadeUp:
         return work
 
 
+@pytest.fixture(autouse=True)
+def counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an image and a pair take is counted in `popalign_core.models.footprint`."""
+    monkeypatch.setattr("tasks.plan.stage_footprint", lambda _, stage: Footprint((), FLOP[stage]))
+
+
 @pytest.fixture
 def made_up(tmp_path) -> MadeUp:
     return MadeUp(str(tmp_path / "workspace"))
@@ -141,6 +149,8 @@ def test_a_run_like_the_last_one_takes_as_long_as_its_timings_say(made_up):
     assert judge == pytest.approx(84 * JUDGE_SECONDS)
     assert seconds_of(plan, "alignment") == pytest.approx(2 * 5 * 4 * PAIR_SECONDS)
     assert plan.total.seconds == pytest.approx(sum(row.seconds for row in plan.rows))
+    assert plan.total.flop == places * FLOP["sampling"] + 2 * 5 * 4 * FLOP["training"]
+    assert plan.total.cells()[3] == "121 PFLOP"
     assert rates_of(plan, "sampling") == {"measured: 2 images/s, run night-1, cpu, 13 pieces"}
     assert rates_of(plan, "alignment") == {"measured: 4 pairs/s, run night-1, cpu, 2 pieces"}
     assert sum(row.bytes for row in plan.rows if row.stage == "sampling") == (images + 84) * IMAGE_BYTES
