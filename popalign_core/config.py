@@ -37,6 +37,41 @@ class ExpansionConfig(StageConfig):
     ] = 0
 
 
+class ApproximateConfig(StageConfig):
+    """What makes sampling faster and draws other images; as it stands here, nothing does: the sampler is exact."""
+
+    steps: Annotated[
+        int, Field(title="Fewer steps", ge=0, description="In the place of the exact sampler's; 0 = as many.")
+    ] = 0
+    distilled_lora: Annotated[
+        str,
+        Field(title="Distilled model", description="Folder or hub id of an LCM LoRA; drawn with the LCM scheduler."),
+    ] = ""
+    distilled_guidance: Annotated[
+        float, Field(title="Guidance of the distilled model", ge=1, description="1 = none, as it was distilled for.")
+    ] = 1.0
+    fp8_weights: Annotated[
+        bool, Field(title="FP8 weights", description="The UNet's weights are kept in 8 bits: half the memory, no speed.")
+    ] = False
+    cache_every: Annotated[
+        PositiveInt,
+        Field(title="Cache", description="The inner part of the UNet is computed each so many steps; 1 = each."),
+    ] = 1
+
+    @model_validator(mode="after")
+    def _distilled(self) -> "ApproximateConfig":
+        if self.distilled_lora and not self.steps:
+            raise ValueError("a distilled model draws in few steps: set sampling.approximate.steps, 4 to 8 as a rule")
+        if not self.distilled_lora and self.distilled_guidance != 1:
+            raise ValueError("distilled_guidance goes with a distilled_lora, and there is none")
+        return self
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether nothing here changes an image."""
+        return self == ApproximateConfig()
+
+
 class SamplingConfig(StageConfig):
     """How images are drawn. Everything here is part of the sampler's fingerprint."""
 
@@ -54,6 +89,30 @@ class SamplingConfig(StageConfig):
     attention: Annotated[Literal["default", "cudnn", "flash", "efficient", "math"], Field(title="Attention kernel")] = (
         "default"
     )
+    approximate: Annotated[
+        ApproximateConfig, Field(title="Approximate", description="Faster, but other images: measure what that does.")
+    ] = ApproximateConfig()
+
+    @model_validator(mode="after")
+    def _fewer_steps(self) -> "SamplingConfig":
+        if self.approximate.steps >= self.steps:
+            raise ValueError(f"approximate.steps is {self.approximate.steps}, not fewer than the {self.steps} of steps")
+        return self
+
+    @property
+    def drawn_steps(self) -> int:
+        """Steps that are taken."""
+        return self.approximate.steps or self.steps
+
+    @property
+    def drawn_guidance(self) -> float:
+        """Guidance that is used; 1 = none."""
+        return self.approximate.distilled_guidance if self.approximate.distilled_lora else self.guidance_scale
+
+    @property
+    def drawn_scheduler(self) -> Literal["ddim", "euler", "dpm++", "lcm"]:
+        """Scheduler that is used: a distilled model brings its own."""
+        return "lcm" if self.approximate.distilled_lora else self.scheduler
 
 
 class ImageCounts(StageConfig):
@@ -226,17 +285,23 @@ class RunConfig(StageConfig):
 def with_settings(config: RunConfig, settings: dict[str, str]) -> RunConfig:
     """A copy with dotted keys replaced ("sampling.steps" -> "20"), everything checked again. Raises: InvalidInput."""
     values: dict[str, Any] = config.model_dump(mode="json")
-    stages: dict[str, dict[str, Any]] = {name: values[name] for name in values if isinstance(values[name], dict)}
     for key, value in settings.items():
-        part, _, field = key.partition(".")
-        target: dict[str, Any] = stages.get(part, {}) if field else values
-        name = field or part
-        if name not in target or (not field and part in stages):
-            known = [f"{stage}.{name}" for stage, fields in stages.items() for name in fields]
-            known += [name for name in values if name not in stages]
-            raise UnknownName(kind="setting", got=key, known=known)
+        *parts, name = key.split(".")
+        target: Any = values
+        for part in parts:
+            target = target.get(part) if isinstance(target, dict) else None
+        if not isinstance(target, dict) or isinstance(target.get(name, {}), dict):
+            raise UnknownName(kind="setting", got=key, known=_setting_names(values))
         target[name] = [part.strip() for part in value.split(",")] if isinstance(target[name], list) else value
     return parse_config(values)
+
+
+def _setting_names(values: dict[str, Any], prefix: str = "") -> list[str]:
+    """Dotted, those of the stages first."""
+    groups = [(name, value) for name, value in values.items() if isinstance(value, dict)]
+    nested = [known for name, value in groups for known in _setting_names(value, f"{prefix}{name}.")]
+    plain = [f"{prefix}{name}" for name, value in values.items() if not isinstance(value, dict)]
+    return [*plain, *nested] if prefix else [*nested, *plain]
 
 
 def parse_config(values: object) -> RunConfig:

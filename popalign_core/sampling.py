@@ -28,7 +28,10 @@ ATTENTION = {
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """How images are drawn. height, width in pixels, 0 = the model's own size; batch_size images in one fixed shape."""
+    """How images are drawn. height, width in pixels, 0 = the model's own size; batch_size images in one fixed shape.
+
+    cache_every: the inner part of the UNet is computed each so many steps (approximate); 1 = each.
+    """
 
     scheduler: "SchedulerName"
     steps: int
@@ -38,6 +41,7 @@ class SamplingSettings:
     batch_size: int
     dtype: "DtypeName"
     attention: AttentionName
+    cache_every: int = 1
 
 
 @dataclass(frozen=True)
@@ -114,6 +118,8 @@ def _draw_batch(
     settings: SamplingSettings,
     size: tuple[int, int],
 ) -> np.ndarray:
+    from popalign_core.models.approximate import inner_cache
+
     count = len(seeds)
     # CPU generators: the same initial noise on every device.
     generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
@@ -123,7 +129,7 @@ def _draw_batch(
             "negative_prompt_embeds": empty.context.expand(count, -1, -1).to(model.device),
             "negative_pooled_prompt_embeds": empty.pooled.expand(count, -1).to(model.device),
         }
-    with torch.inference_mode(), attention_backend(settings.attention):
+    with torch.inference_mode(), attention_backend(settings.attention), inner_cache(model, settings.cache_every):
         images: np.ndarray = model.pipeline(
             prompt_embeds=rows.context.to(model.device),
             pooled_prompt_embeds=rows.pooled.to(model.device),

@@ -121,6 +121,19 @@ def model_source(workspace: str, run_id: str, config: RunConfig, model_id: str) 
     return replace(base, **{part: str(ref.folder / part)})
 
 
+def drawing_source(workspace: str, run_id: str, config: RunConfig, model_id: str) -> ModelSource:
+    """The run's model as the sampler loads it; training and export take it without the approximations.
+
+    Raises: NotCommitted, RemovedArtifact.
+    """
+    approximate = config.sampling.approximate
+    return replace(
+        model_source(workspace, run_id, config, model_id),
+        distilled_lora=placed(workspace, approximate.distilled_lora) or None,
+        fp8_weights=approximate.fp8_weights,
+    )
+
+
 def placed(workspace: str, source: str) -> str:
     """Where the folder of a configuration lies on this host; what is not in the workspace stays as it is."""
     if not source.startswith(IN_WORKSPACE):
@@ -152,9 +165,18 @@ def classifier_of(role: str, config: ClassificationConfig, device: str) -> ZeroS
 
 
 def sampling_settings(config: SamplingConfig) -> SamplingSettings:
-    """The stage's part of the configuration as plain values."""
-    values = config.model_dump(exclude={"shard_size", "image_size"})
-    return SamplingSettings(height=config.image_size, width=config.image_size, **values)
+    """The stage's part of the configuration as plain values, with what is really used of an approximate sampler."""
+    return SamplingSettings(
+        scheduler=config.drawn_scheduler,
+        steps=config.drawn_steps,
+        guidance_scale=config.drawn_guidance,
+        height=config.image_size,
+        width=config.image_size,
+        batch_size=config.batch_size,
+        dtype=config.dtype,
+        attention=config.attention,
+        cache_every=config.approximate.cache_every,
+    )
 
 
 async def passes(_task: object, _run: object, state: State[object]) -> bool:

@@ -22,7 +22,7 @@ from storage.layout import Workspace
 from storage.tables import read_artifact, write_rows
 from tasks.events import announce_commit
 from tasks.progress import progress_of
-from tasks.run import loaded_model, model_source, passes, read_prompts, reference, sampling_settings, timed
+from tasks.run import drawing_source, loaded_model, passes, read_prompts, reference, sampling_settings, timed
 
 
 def planned_requests(
@@ -95,7 +95,7 @@ def sample_shard(ref: ArtifactRef, config: RunConfig) -> ArtifactRef:
     size = config.sampling.shard_size
     requests = planned_requests(ref.workspace, ref.run_id, config, model_id, purpose)
     requests = requests[int(shard) * size : (int(shard) + 1) * size]
-    source = model_source(ref.workspace, ref.run_id, config, model_id)
+    source = drawing_source(ref.workspace, ref.run_id, config, model_id)
     model = loaded_model(source, config.device, config.sampling.dtype)
     settings = sampling_settings(config.sampling)
 

@@ -53,6 +53,16 @@ def check_adapter(source: str) -> None:
         raise ModelNotUsable(f"there is no LoRA folder {source}. A hub id is owner/name.")
 
 
+def check_cacheable(pipeline: str) -> None:
+    """A local pipeline's UNet has an inner part that steps can share; a hub id passes. Raises: InvalidInput."""
+    config = Path(resolve_source(pipeline)) / "unet" / "config.json"
+    if config.is_file() and len(read_config(config).get("block_out_channels", ())) < 2:
+        raise InvalidInput(
+            f"sampling.approximate.cache_every shares the inner levels of a UNet between steps, and that of {pipeline} "
+            "has one level only: leave it at 1."
+        )
+
+
 def check_unet(source: str, pipeline: str) -> None:
     """A folder holds an SDXL UNet in safetensors that fits the pipeline; one in the workspace passes.
 

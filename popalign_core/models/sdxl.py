@@ -10,6 +10,7 @@ from diffusers import (
     DDIMScheduler,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
+    LCMScheduler,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
@@ -17,6 +18,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from popalign_core.errors import InvalidInput, ModelNotUsable
+from popalign_core.models.approximate import store_in_fp8
 from popalign_core.models.checkpoints import (
     check_image_size,
     check_pipeline_folder,
@@ -26,9 +28,14 @@ from popalign_core.models.checkpoints import (
 )
 from popalign_core.models.lora import FILE_NAME as LORA_FILE
 
-SCHEDULERS = {"ddim": DDIMScheduler, "euler": EulerDiscreteScheduler, "dpm++": DPMSolverMultistepScheduler}
+SCHEDULERS = {
+    "ddim": DDIMScheduler,
+    "euler": EulerDiscreteScheduler,
+    "dpm++": DPMSolverMultistepScheduler,
+    "lcm": LCMScheduler,
+}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-SchedulerName = Literal["ddim", "euler", "dpm++"]
+SchedulerName = Literal["ddim", "euler", "dpm++", "lcm"]
 DtypeName = Literal["float32", "bfloat16", "float16"]
 
 
@@ -38,18 +45,24 @@ class ModelSource:
 
     fused_lora: folder or hub id of a LoRA that belongs to the base model: added to its weights, text encoders included.
     unet: folder of a UNet in the place of the pipeline's, in which that LoRA is already. lora: an adapter on top.
+    distilled_lora, fp8_weights: for sampling only, see `ApproximateConfig`.
     """
 
     pipeline: str
     unet: str | None = None
     lora: str | None = None
     fused_lora: str | None = None
+    distilled_lora: str | None = None
+    fp8_weights: bool = False
 
     def digest(self) -> str:
         """Names the weights: digests of all folders involved."""
-        return "-".join(
+        parts = [
             source_digest(part) for part in (self.pipeline, self.fused_lora, self.unet, self.lora) if part is not None
-        )
+        ]
+        if self.distilled_lora is not None:
+            parts.append(f"distilled.{source_digest(self.distilled_lora)}")
+        return "-".join([*parts, "fp8"] if self.fp8_weights else parts)
 
 
 @dataclass(frozen=True)
@@ -179,11 +192,11 @@ def load_sdxl(source: ModelSource, *, device: str = "auto", dtype: DtypeName = "
             "a pipeline folder, or a hub id that this machine can reach or has in its cache."
         ) from error
     if source.fused_lora is not None:
-        _load_lora(pipeline, source.fused_lora)
-        pipeline.fuse_lora()
-        pipeline.unload_lora_weights()
+        _fuse_lora(pipeline, source.fused_lora)
         if replacement is not None:
             pipeline.register_modules(unet=replacement)
+    if source.distilled_lora is not None:
+        _fuse_lora(pipeline, source.distilled_lora)
     if source.lora is not None:
         _load_lora(pipeline, source.lora)
     place = pick_device(device)
@@ -193,7 +206,15 @@ def load_sdxl(source: ModelSource, *, device: str = "auto", dtype: DtypeName = "
     pipeline.set_progress_bar_config(disable=True)
     for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder, pipeline.text_encoder_2):
         part.eval().requires_grad_(False)
+    if source.fp8_weights:
+        store_in_fp8(pipeline.unet, DTYPES[dtype])
     return SdxlModel(pipeline, source, place)
+
+
+def _fuse_lora(pipeline: StableDiffusionXLPipeline, source: str) -> None:
+    _load_lora(pipeline, source)
+    pipeline.fuse_lora()
+    pipeline.unload_lora_weights()
 
 
 def _load_lora(pipeline: StableDiffusionXLPipeline, source: str) -> None:
