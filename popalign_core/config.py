@@ -1,6 +1,6 @@
 """What a run does: one small frozen model a stage, and named presets. Drives the CLI, `prefect.yaml` and the form."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
@@ -51,7 +51,8 @@ class ApproximateConfig(StageConfig):
         float, Field(title="Guidance of the distilled model", ge=1, description="1 = none, as it was distilled for.")
     ] = 1.0
     fp8_weights: Annotated[
-        bool, Field(title="FP8 weights", description="The UNet's weights are kept in 8 bits: half the memory, no speed.")
+        bool,
+        Field(title="FP8 weights", description="The UNet's weights are kept in 8 bits: half the memory, no speed."),
     ] = False
     cache_every: Annotated[
         PositiveInt,
@@ -113,6 +114,18 @@ class SamplingConfig(StageConfig):
     def drawn_scheduler(self) -> Literal["ddim", "euler", "dpm++", "lcm"]:
         """Scheduler that is used: a distilled model brings its own."""
         return "lcm" if self.approximate.distilled_lora else self.scheduler
+
+    @property
+    def approximations(self) -> tuple[str, ...]:
+        """What is not exact, in words; none for the exact sampler."""
+        told = self.approximate
+        found = {
+            f"{told.steps} steps instead of {self.steps}": told.steps > 0,
+            f"distilled by {told.distilled_lora}, guidance {told.distilled_guidance:g}": bool(told.distilled_lora),
+            "UNet weights in FP8": told.fp8_weights,
+            f"inner UNet computed every {told.cache_every} steps": told.cache_every > 1,
+        }
+        return tuple(words for words, used in found.items() if used)
 
 
 class ImageCounts(StageConfig):
@@ -287,21 +300,25 @@ def with_settings(config: RunConfig, settings: dict[str, str]) -> RunConfig:
     values: dict[str, Any] = config.model_dump(mode="json")
     for key, value in settings.items():
         *parts, name = key.split(".")
-        target: Any = values
+        target: dict[str, Any] | None = values
         for part in parts:
-            target = target.get(part) if isinstance(target, dict) else None
-        if not isinstance(target, dict) or isinstance(target.get(name, {}), dict):
+            target = _part(target, part)
+        if target is None or name not in target or _part(target, name) is not None:
             raise UnknownName(kind="setting", got=key, known=_setting_names(values))
         target[name] = [part.strip() for part in value.split(",")] if isinstance(target[name], list) else value
     return parse_config(values)
 
 
-def _setting_names(values: dict[str, Any], prefix: str = "") -> list[str]:
+def _part(values: dict[str, Any] | None, name: str) -> dict[str, Any] | None:
+    """A stage, or a part of one; None if there is none of that name."""
+    found = (values or {}).get(name)
+    return cast("dict[str, Any]", found) if isinstance(found, dict) else None
+
+
+def _setting_names(values: dict[str, Any]) -> list[str]:
     """Dotted, those of the stages first."""
-    groups = [(name, value) for name, value in values.items() if isinstance(value, dict)]
-    nested = [known for name, value in groups for known in _setting_names(value, f"{prefix}{name}.")]
-    plain = [f"{prefix}{name}" for name, value in values.items() if not isinstance(value, dict)]
-    return [*plain, *nested] if prefix else [*nested, *plain]
+    nested = [f"{name}.{inner}" for name in values for inner in _setting_names(_part(values, name) or {})]
+    return [*nested, *(name for name in values if _part(values, name) is None)]
 
 
 def parse_config(values: object) -> RunConfig:

@@ -20,7 +20,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from storage.artifacts import MANIFEST, REMOVED, ArtifactRef, FileEntry, Manifest, artifact_digest, file_entry, is_committed
+from storage.artifacts import (
+    MANIFEST,
+    REMOVED,
+    ArtifactRef,
+    FileEntry,
+    Manifest,
+    artifact_digest,
+    file_entry,
+    is_committed,
+)
 from storage.disk import disk_errors, flush, make_folder, write_in_one_step
 from storage.errors import ConflictingArtifact, InvalidName
 from storage.layout import STAGING, Workspace

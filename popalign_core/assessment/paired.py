@@ -6,13 +6,20 @@ owes to its seeds cancels.
 
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
+from math import comb
 from statistics import NormalDist
 
 import numpy as np
-from scipy.stats import binomtest  # pyright: ignore[reportUnknownVariableType]
 
 from popalign_core.assessment.disparity import l2_discrepancy, sampling_floor
-from popalign_core.assessment.resampling import DEFAULT_RESAMPLES, LEVELS, Bootstrap, moved, resample_images, resample_prompts
+from popalign_core.assessment.resampling import (
+    DEFAULT_RESAMPLES,
+    LEVELS,
+    Bootstrap,
+    moved,
+    resample_images,
+    resample_prompts,
+)
 from popalign_core.assessment.uncertainty import wilson_interval
 from popalign_core.attributes import Axis
 from popalign_core.errors import InvalidInput
@@ -79,8 +86,8 @@ def compare_axis(
     """A row a group, one of the unknowns, one of the disparity. joint: as `joint_counts` gives it.
 
     Intervals by drawing prompts, then pairs within each. That of a share difference is widened to the one of Bonett and
-    Price (2012) for independent pairs, and that of a flip rate to Wilson's, where these are wider: with no or few flips a
-    bootstrap has no width.
+    Price (2012) for independent pairs, and that of a flip rate to Wilson's, where these are wider: with no or few flips
+    a bootstrap has no width.
     """
     values = {name: float(value) for name, value in _statistics(joint, axis).items()}
     drawn: dict[str, list[np.ndarray]] = {name: [] for name in values}
@@ -104,8 +111,10 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def mcnemar_exact(lost: int, gained: int) -> float:
-    """Two-sided exact p-value that both directions are equally likely (McNemar 1947); 1 where nothing changed."""
-    return float(binomtest(lost, lost + gained, 0.5).pvalue) if lost + gained else 1.0
+    """Two-sided exact binomial p-value that both directions are equally likely (McNemar 1947); 1 without a change."""
+    changed = lost + gained
+    tail = sum(comb(changed, k) for k in range(min(lost, gained) + 1))
+    return min(1.0, 2 * tail / 2**changed)
 
 
 def difference_interval(lost: int, gained: int, n: int) -> tuple[float, float]:
@@ -243,6 +252,6 @@ def _seed_floor(counted: np.ndarray, position: int) -> float:
     return float(np.sqrt(2 * (sizes * share * (1 - share)).sum()) / n) if n else float("nan")
 
 
-def _divided(above: np.ndarray, below: np.ndarray) -> np.ndarray:
-    above, below = np.asarray(above, dtype=float), np.asarray(below, dtype=float)
-    return np.divide(above, below, out=np.full(above.shape, np.nan), where=below != 0)
+def _divided(above: np.ndarray, below: np.ndarray | int) -> np.ndarray:
+    whole = np.asarray(below, dtype=float)
+    return np.divide(above, whole, out=np.full(whole.shape, np.nan), where=whole != 0)

@@ -39,9 +39,7 @@ def judge_sampler(rows: Mapping[str, Sequence[PairedRow]], margin: float = DEFAU
         raise InvalidInput(f"the margin is {margin:g}, a share between 0 and 1 is expected, for example 0.05.")
     movements = {name: _movements(own, margin) for name, own in rows.items()}
     placed = [
-        (name, row, movement)
-        for name, own in rows.items()
-        for row, movement in zip(own, movements[name], strict=True)
+        (name, row, movement) for name, own in rows.items() for row, movement in zip(own, movements[name], strict=True)
     ]
     if not placed:
         raise InvalidInput("no row to judge a sampler by.")
@@ -64,8 +62,8 @@ def judge_sampler(rows: Mapping[str, Sequence[PairedRow]], margin: float = DEFAU
     name, row = max(open_rows, key=lambda found: _reach(found[1]))
     reason = (
         f"not shown to move the population, and not shown to stay within {margin:g} either: {len(open_rows)} of "
-        f"{len(placed)} intervals reach beyond, the furthest {_named(row)} {_change(row)} by {name}. More images narrow "
-        "them (images.evaluation, or more prompts)."
+        f"{len(placed)} intervals reach beyond, the furthest {_named(row)} {_change(row)} by {name}. "
+        "More images narrow them (images.evaluation, or more prompts)."
     )
     return SamplerVerdict(Movement.OPEN, reason, movements)
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from diffusers import UNet2DConditionModel
-from diffusers.hooks import HookRegistry
+from diffusers.hooks.hooks import HookRegistry
 from diffusers.hooks.pyramid_attention_broadcast import PyramidAttentionBroadcastHook
 
 from popalign_core.errors import InvalidInput
@@ -53,7 +53,7 @@ def _inner_blocks(model: "SdxlModel") -> list[torch.nn.Module]:
     down, middle, up = (getattr(denoiser, name, None) for name in ("down_blocks", "mid_block", "up_blocks"))
     if not down or not up or len(down) < 2 or middle is None:
         raise InvalidInput(
-            f"sampling.approximate.cache_every shares the inner levels of a UNet between steps, and {model.source.pipeline} "
-            "has none: leave it at 1."
+            "sampling.approximate.cache_every shares the inner levels of a UNet between steps, and "
+            f"{model.source.pipeline} has none: leave it at 1."
         )
     return [*down[1:], middle, *up[:-1]]

@@ -26,7 +26,9 @@ from popalign_core.sampling import ImageRequest, SamplingSettings, sample_images
 pytestmark = pytest.mark.timeout(3600)
 
 CONFIG = preset("emoji")
-SETTINGS = SamplingSettings(height=0, width=0, **CONFIG.sampling.model_dump(exclude={"shard_size", "image_size", "approximate"}))
+SETTINGS = SamplingSettings(
+    height=0, width=0, **CONFIG.sampling.model_dump(exclude={"shard_size", "image_size", "approximate"})
+)
 SUBJECTS = ("cook", "farmer", "judge", "astronaut", "firefighter", "teacher", "scientist", "singer")
 IMAGES = SETTINGS.batch_size
 REPETITIONS = int(os.environ.get("POPALIGN_BENCH_REPETITIONS", "5"))

@@ -95,7 +95,7 @@ def test_no_flip_is_not_certainty() -> None:
 
 
 def test_the_bootstrap_has_the_textbook_width_where_prompts_are_alike() -> None:
-    """Multinomial: var of (gained - lost) / n is (a + b - (b - a)^2) / n; prompts drawn too add as much again at most."""
+    """Multinomial: var of (gained - lost) / n is (a + b - (b - a)^2) / n."""
     table = gender_table(*[(200, 40, 20, 140)] * 40)
     man = rows_of(table, resamples=2000)[SHARE, "man"]
     a, b, n = 0.1, 0.05, 16_000
