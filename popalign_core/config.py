@@ -120,7 +120,7 @@ class SamplingConfig(StageConfig):
         """What is not exact, in words; none for the exact sampler."""
         told = self.approximate
         found = {
-            f"{told.steps} steps instead of {self.steps}": told.steps > 0,
+            f"steps: {told.steps} instead of {self.steps}": told.steps > 0,
             f"distilled by {told.distilled_lora}, guidance {told.distilled_guidance:g}": bool(told.distilled_lora),
             "UNet weights in FP8": told.fp8_weights,
             f"inner UNet computed every {told.cache_every} steps": told.cache_every > 1,
