@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from tasks.sampler_comparison import SamplerSummary
 
 console = Console()
+TABLE_WIDTH = 120
 
 
 def compare_samplers(
@@ -58,14 +60,15 @@ def compare_samplers(
 
 
 def _show(summary: "SamplerSummary", workspace: Path) -> None:
-    from flows.sampler_comparison import HEADINGS
+    from tasks.sampler_comparison import HEADINGS
 
-    table = Table(*HEADINGS)
-    for line in summary.lines:
-        table.add_row(*map(escape, line))
-    console.print(table)
-    for role, name in summary.classifiers.items():
-        console.print(escape(f"{role}: {name}"), highlight=False, soft_wrap=True)
+    for role, lines in summary.lines.items():
+        name = escape(f"{role} {summary.classifiers[role]}")
+        table = Table(*HEADINGS, title=name, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
+        for line in lines:
+            table.add_row(*map(escape, line))
+        # A file or a pipe has no width, and 80 would break every cell.
+        console.print(table, width=None if console.is_terminal else TABLE_WIDTH)
     console.print(escape(f"fast: {'; '.join(summary.approximations)}"), highlight=False, soft_wrap=True)
     quicker = "speed not compared" if summary.speed is None else f"{summary.speed:.2f} times as fast"
     console.print(escape(f"{quicker}: {summary.speed_source}"), highlight=False, soft_wrap=True)

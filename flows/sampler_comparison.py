@@ -16,23 +16,10 @@ from tasks.inputs import check_inputs
 from tasks.publishing import artifact_key
 from tasks.run import BASE, run_tags
 from tasks.run_page import show
-from tasks.sampler_comparison import SamplerSummary, both_configs, compare_samplers, summarize_samplers
+from tasks.sampler_comparison import HEADINGS, SamplerSummary, both_configs, compare_samplers, summarize_samplers
 
 PURPOSE = "evaluation"
 ROLES: tuple[Literal["judge", "builder"], ...] = ("judge", "builder")
-HEADINGS = (
-    "by",
-    "perceived axis",
-    "group or measure",
-    "exact",
-    "fast",
-    "difference [95%]",
-    "floor",
-    "flip rate [95%]",
-    "p",
-    "n (+unknown)",
-    "verdict",
-)
 
 
 @flow(name="sampler_comparison", flow_run_name="sampler comparison {run_id}")
@@ -83,16 +70,12 @@ def sampler_comparison(
 
 
 def _markdown(summary: SamplerSummary) -> str:
-    rows = [HEADINGS, ("---",) * len(HEADINGS), *summary.lines]
-    names = ", ".join(f"{role}: {name}" for role, name in summary.classifiers.items())
-    return "\n".join(
-        [
-            f"## {summary.movement}: {summary.reason}",
-            "",
-            f"Fast: {'; '.join(summary.approximations)}. {summary.speed_source}. {names}.",
-            "",
-            *("| " + " | ".join(row) + " |" for row in rows),
-            "",
-            f"Pairs of images: `{summary.sheet}`",
-        ]
-    )
+    lines = [
+        f"## {summary.movement}: {summary.reason}",
+        "",
+        f"Fast: {'; '.join(summary.approximations)}. {summary.speed_source}. Pairs of images: `{summary.sheet}`",
+    ]
+    for role, rows in summary.lines.items():
+        lines += ["", f"{role} {summary.classifiers[role]}", ""]
+        lines += ["| " + " | ".join(row) + " |" for row in (HEADINGS, ("---",) * len(HEADINGS), *rows)]
+    return "\n".join(lines)

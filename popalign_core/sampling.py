@@ -30,7 +30,8 @@ ATTENTION = {
 class SamplingSettings:
     """How images are drawn. height, width in pixels, 0 = the model's own size; batch_size images in one fixed shape.
 
-    cache_every: the inner part of the UNet is computed each so many steps (approximate); 1 = each.
+    Approximate: cache_every, the inner part of the UNet is computed each so many steps, 1 = each; fp8_weights and
+    distilled_lora (its digest) name what `ModelSource` was loaded with.
     """
 
     scheduler: "SchedulerName"
@@ -42,6 +43,8 @@ class SamplingSettings:
     dtype: "DtypeName"
     attention: AttentionName
     cache_every: int = 1
+    fp8_weights: bool = False
+    distilled_lora: str = ""
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from prefect.context import FlowRunContext
 from popalign_core.config import ClassificationConfig, RunConfig, SamplingConfig, parse_config
 from popalign_core.expansion import Prompt
 from popalign_core.models.attribute_heads import HeadClassifier
-from popalign_core.models.checkpoints import IN_WORKSPACE
+from popalign_core.models.checkpoints import IN_WORKSPACE, source_digest
 from popalign_core.models.sdxl import ModelSource, SdxlModel, load_sdxl
 from popalign_core.models.zero_shot import ZeroShotClassifier
 from popalign_core.sampling import SamplingSettings
@@ -176,6 +176,8 @@ def sampling_settings(config: SamplingConfig) -> SamplingSettings:
         dtype=config.dtype,
         attention=config.attention,
         cache_every=config.approximate.cache_every,
+        fp8_weights=config.approximate.fp8_weights,
+        distilled_lora=source_digest(config.approximate.distilled_lora) if config.approximate.distilled_lora else "",
     )
 
 

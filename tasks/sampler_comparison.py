@@ -9,7 +9,7 @@ import numpy as np
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from popalign_core.assessment.paired import DISPARITY, PairedRow, compare_axis, joint_counts
+from popalign_core.assessment.paired import DISPARITY, UNKNOWN, PairedRow, compare_axis, joint_counts
 from popalign_core.assessment.sampler_verdict import Movement, judge_sampler
 from popalign_core.attributes import AXES, CROSSING, Axis, cross_axes
 from popalign_core.config import ApproximateConfig, RunConfig
@@ -30,15 +30,27 @@ from tasks.sampling import plan_shards
 
 PURPOSE, SPLIT = "evaluation", "eval"
 ROLES = (JUDGE_ROLE, BUILDER_ROLE)
+HEADINGS = (
+    "perceived",
+    "exact",
+    "fast",
+    "difference [95%]",
+    "floor",
+    "flips [95%]",
+    "p",
+    "n + unknown",
+    "",
+)
 SHEET_FILE = "samplers.webp"
 SHEET_PROMPTS, SHEET_COLUMNS = 12, 10
 
 
 @dataclass(frozen=True)
 class SamplerSummary:
-    """movement, reason: of the judge and the builder together. lines: ready to show, a row a measure.
+    """movement, reason: of the judge and the builder together. lines: of HEADINGS, ready to show, by classifier's role.
 
     speed: how many times quicker an image is drawn, None where the two were not drawn on the same kind of device.
+    classifiers: ids by role.
     """
 
     exact_run_id: str
@@ -46,7 +58,7 @@ class SamplerSummary:
     approximations: tuple[str, ...]
     movement: str
     reason: str
-    lines: tuple[tuple[str, ...], ...]
+    lines: dict[str, tuple[tuple[str, ...], ...]]
     speed: float | None
     speed_source: str
     sheet: str
@@ -143,13 +155,15 @@ def summarize_samplers(
     by_role = {role: [row for row in rows if row["role"] == role] for role in ROLES}
     plain = {role: [_paired(row) for row in own] for role, own in by_role.items()}
     verdict = judge_sampler({f"the {role}": own for role, own in plain.items()}, margin)
-    lines = [
-        _line(role, row, str(movement))
+    lines = {
+        role: tuple(
+            _line(row, movement)
+            for row, movement in zip(own, verdict.movements[f"the {role}"], strict=True)
+            # Crossed groups are many; the table has them all.
+            if CROSSING not in row.axis or row.measure == DISPARITY or movement is Movement.MOVED
+        )
         for role, own in plain.items()
-        for row, movement in zip(own, verdict.movements[f"the {role}"], strict=True)
-        # Crossed groups are many; the table has them all.
-        if CROSSING not in row.axis or row.measure == DISPARITY or movement is Movement.MOVED
-    ]
+    }
     speed, source = _speed(place, exact_run_id, fast_run_id)
     return SamplerSummary(
         exact_run_id=exact_run_id,
@@ -157,7 +171,7 @@ def summarize_samplers(
         approximations=config.sampling.approximations,
         movement=str(verdict.movement),
         reason=verdict.reason,
-        lines=tuple(lines),
+        lines=lines,
         speed=speed,
         speed_source=source,
         sheet=str(_sheet(place, exact_run_id, fast_run_id)),
@@ -169,20 +183,18 @@ def _paired(row: dict[str, Any]) -> PairedRow:
     return PairedRow(**{name: row[name] for name in PairedRow.__dataclass_fields__})
 
 
-def _line(role: str, row: PairedRow, movement: str) -> tuple[str, ...]:
-    what = row.group or {"l2": "disparity (L2)", "unknown": "unknown"}[row.measure]
+def _line(row: PairedRow, movement: Movement) -> tuple[str, ...]:
+    what = row.group or {DISPARITY: "disparity (L2)", UNKNOWN: "unknown"}[row.measure]
     return (
-        role,
-        row.axis.replace("_", " "),
-        what,
+        f"{row.axis.replace('perceived_', '').replace('_', ' ')}: {what}",
         f"{row.exact:.3f}",
         f"{row.fast:.3f}",
         f"{row.difference:+.3f} [{row.difference_low:+.3f}, {row.difference_high:+.3f}]",
         f"{row.floor:.3f}",
         f"{row.flip_rate:.3f} [{row.flip_low:.3f}, {row.flip_high:.3f}]",
         f"{row.p_value:.2g}",
-        f"{row.n}" if not row.unknown else f"{row.n} (+{row.unknown})",
-        movement,
+        f"{row.n} + {row.unknown}" if row.unknown else f"{row.n}",
+        str(movement),
     )
 
 

@@ -15,7 +15,7 @@ class Movement(StrEnum):
     """Of one row or of the whole. An interval that holds 0 and ends outside the margin shows nothing."""
 
     MOVED = "moved"
-    WITHIN = "within the margin"
+    WITHIN = "within"
     OPEN = "open"
 
 

@@ -15,7 +15,7 @@ from storage.commit import staged_artifact
 from storage.tables import read_artifact, write_rows
 from tasks.expansion import write_prompts
 from tasks.run import BASE, drawing_source, model_source, reference, sampling_settings
-from tasks.sampler_comparison import both_configs, compare_samplers, summarize_samplers
+from tasks.sampler_comparison import HEADINGS, both_configs, compare_samplers, summarize_samplers
 
 EXACT, FAST = "x-exact", "x-fast"
 
@@ -107,7 +107,8 @@ def test_the_summary_names_speed_and_verdict_and_shows_pairs(pair, device: str, 
     assert "exact 0.5 s an image (16 images, cpu)" in summary.speed_source
     assert summary.movement == "open"  # not one flip, and 16 images are too few to say anything
     assert summary.approximations == ("steps: 1 instead of 2",)
-    assert len(summary.lines) == 8
+    assert [len(lines) for lines in summary.lines.values()] == [4, 4]
+    assert {len(line) for lines in summary.lines.values() for line in lines} == {len(HEADINGS)}
     with Image.open(Path(summary.sheet)) as sheet:
         assert sheet.size == (10 * 66, 4 * 66)  # two prompts, exact above fast
 
