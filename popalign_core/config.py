@@ -2,19 +2,14 @@
 
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+from pydantic import Field, PositiveInt, ValidationError, model_validator
 
+from popalign_core.approximations import ApproximateConfig, StageConfig
 from popalign_core.attributes import AXES
 from popalign_core.errors import InvalidInput, UnknownName
 
 AxisName = Literal["perceived_gender", "perceived_race", "perceived_skin_tone", "perceived_age", "perceived_couple"]
 Share = Annotated[float, Field(ge=0, le=1)]
-
-
-class StageConfig(BaseModel):
-    """Frozen; an unknown key is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class ExpansionConfig(StageConfig):
@@ -35,42 +30,6 @@ class ExpansionConfig(StageConfig):
     max_subjects: Annotated[
         int, Field(title="Subjects a split", ge=0, description="Only the first so many of each split; 0 = all.")
     ] = 0
-
-
-class ApproximateConfig(StageConfig):
-    """What makes sampling faster and draws other images; as it stands here, nothing does: the sampler is exact."""
-
-    steps: Annotated[
-        int, Field(title="Fewer steps", ge=0, description="In the place of the exact sampler's; 0 = as many.")
-    ] = 0
-    distilled_lora: Annotated[
-        str,
-        Field(title="Distilled model", description="Folder or hub id of an LCM LoRA; drawn with the LCM scheduler."),
-    ] = ""
-    distilled_guidance: Annotated[
-        float, Field(title="Guidance of the distilled model", ge=1, description="1 = none, as it was distilled for.")
-    ] = 1.0
-    fp8_weights: Annotated[
-        bool,
-        Field(title="FP8 weights", description="The UNet's weights are kept in 8 bits: half the memory, no speed."),
-    ] = False
-    cache_every: Annotated[
-        PositiveInt,
-        Field(title="Cache", description="The inner part of the UNet is computed each so many steps; 1 = each."),
-    ] = 1
-
-    @model_validator(mode="after")
-    def _distilled(self) -> "ApproximateConfig":
-        if self.distilled_lora and not self.steps:
-            raise ValueError("a distilled model draws in few steps: set sampling.approximate.steps, 4 to 8 as a rule")
-        if not self.distilled_lora and self.distilled_guidance != 1:
-            raise ValueError("distilled_guidance goes with a distilled_lora, and there is none")
-        return self
-
-    @property
-    def is_exact(self) -> bool:
-        """Whether nothing here changes an image."""
-        return self == ApproximateConfig()
 
 
 class SamplingConfig(StageConfig):
@@ -118,14 +77,7 @@ class SamplingConfig(StageConfig):
     @property
     def approximations(self) -> tuple[str, ...]:
         """What is not exact, in words; none for the exact sampler."""
-        told = self.approximate
-        found = {
-            f"steps: {told.steps} instead of {self.steps}": told.steps > 0,
-            f"distilled by {told.distilled_lora}, guidance {told.distilled_guidance:g}": bool(told.distilled_lora),
-            "UNet weights in FP8": told.fp8_weights,
-            f"inner UNet computed every {told.cache_every} steps": told.cache_every > 1,
-        }
-        return tuple(words for words, used in found.items() if used)
+        return self.approximate.named(self.steps)
 
 
 class ImageCounts(StageConfig):
