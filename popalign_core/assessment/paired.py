@@ -227,7 +227,8 @@ def _interval(
     values: Mapping[str, float], resampled: Mapping[str, np.ndarray], name: str, independent: tuple[float, float]
 ) -> tuple[float, float]:
     """Of the bootstrap, widened to that of independent pairs."""
-    estimate = Bootstrap(values[name], moved(values[name], resampled[name]), 0).estimate
+    limits = (0.0, 1.0) if name.startswith("flips") else (-1.0, 1.0)
+    estimate = Bootstrap(values[name], moved(values[name], resampled[name], limits), 0).estimate
     return float(np.fmin(estimate.low, independent[0])), float(np.fmax(estimate.high, independent[1]))
 
 

@@ -104,6 +104,11 @@ def test_the_bootstrap_has_the_textbook_width_where_prompts_are_alike() -> None:
     assert textbook * 0.93 < half < textbook * 1.07
 
 
+def test_a_flip_rate_is_a_share_to_the_end_of_its_interval() -> None:
+    for row in rows_of(gender_table((20, 2, 0, 2), *[(12, 0, 0, 12)] * 3)).values():
+        assert 0 <= row.flip_low <= row.flip_rate <= row.flip_high <= 1
+
+
 def test_prompts_that_differ_widen_the_interval() -> None:
     alike = rows_of(gender_table(*[(10, 10, 10, 10)] * 20))[SHARE, "man"]
     opposed = rows_of(gender_table(*[(10, 20, 0, 10), (10, 0, 20, 10)] * 10))[SHARE, "man"]
