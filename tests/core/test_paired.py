@@ -104,8 +104,10 @@ def test_the_bootstrap_has_the_textbook_width_where_prompts_are_alike() -> None:
     assert textbook * 0.93 < half < textbook * 1.07
 
 
-def test_a_flip_rate_is_a_share_to_the_end_of_its_interval() -> None:
-    for row in rows_of(gender_table((20, 2, 0, 2), *[(12, 0, 0, 12)] * 3)).values():
+@pytest.mark.parametrize("flips", range(1, 7))
+def test_a_flip_rate_is_a_share_to_the_end_of_its_interval(flips: int) -> None:
+    """All flips in one prompt: the lowest resamples have none, and are moved by the mean of all."""
+    for row in rows_of(gender_table((20, flips, 0, 2), *[(12, 0, 0, 12)] * 14)).values():
         assert 0 <= row.flip_low <= row.flip_rate <= row.flip_high <= 1
 
 
