@@ -1,12 +1,9 @@
 """The command line, with the commands of `*_cli.py`. `--help` loads neither torch nor Prefect."""
 
-import logging
-import os
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar, cast
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 from rich.console import Console
@@ -14,6 +11,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from flows.axes_cli import axis
+from flows.comparison_cli import compare_samplers
+from flows.in_process import quiet_prefect, split_execution, without_heartbeat
 from flows.people_cli import audit, study
 from flows.registry_cli import export, models, promote, rollback
 from flows.retention_cli import gc, plan
@@ -33,7 +32,6 @@ app = typer.Typer(
     help="Measures and reduces population-level disparity in text-to-image models.",
 )
 console = Console()
-T = TypeVar("T")
 WorkspaceOption = Annotated[Path, typer.Option("--workspace", "-w", help="Folder of the workspace.")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="stage.field=value, as often as needed.")]
 
@@ -62,7 +60,7 @@ def _fail(message: str) -> None:
 @app.command()
 def demo(workspace: WorkspaceOption = Path("workspace"), seed: int = 0) -> None:
     """Runs everything on the embedded emoji model without a network or a GPU."""
-    _quiet_prefect()
+    quiet_prefect()
     from popalign_core.execution import Execution
     from popalign_core.presets import chosen_config
     from tasks.resume import RunStart
@@ -80,12 +78,12 @@ def run(
     resume: Annotated[str, typer.Option(help="A run id, or latest: goes on with what was started last.")] = "",
 ) -> None:
     """Runs a preset from prompts to decision; the same run id goes on where it stopped."""
-    _quiet_prefect()
+    quiet_prefect()
     from popalign_core.errors import InvalidInput
     from popalign_core.presets import chosen_config
     from tasks.resume import RunStart, started_run
 
-    changes, execution = _split_execution(settings or [])
+    changes, execution = split_execution(settings or [])
     if resume:
         if preset or run_id or changes:
             raise InvalidInput(
@@ -130,19 +128,11 @@ def report(run_id: str, workspace: WorkspaceOption = Path("workspace")) -> None:
     console.print(str(write_report.fn(str(place.root), run_id, run_config(str(place.root), run_id))))
 
 
-for _command in (sql, show, plan, up, down, setup, models, promote, rollback, export, gc, axis):
+for _command in (sql, show, plan, compare_samplers, up, down, setup, models, promote, rollback, export, gc, axis):
     app.command()(_command)
 app.add_typer(catalog, name="catalog")
 app.add_typer(study, name="study")
 app.add_typer(audit, name="audit")
-
-
-def _split_execution(settings: list[str]) -> "tuple[list[str], Execution]":
-    """Settings of the run, and where it is to be done: those that begin with execution."""
-    from popalign_core.execution import parse_execution
-
-    where = [setting.removeprefix("execution.") for setting in settings if setting.startswith("execution.")]
-    return [setting for setting in settings if not setting.startswith("execution.")], parse_execution(where)
 
 
 def _execute(started: "RunStart", workspace: Path, execution: "Execution", again: str) -> None:
@@ -165,7 +155,7 @@ def _execute(started: "RunStart", workspace: Path, execution: "Execution", again
     console.print(f"run [bold]{started.run_id}[/] in {escape(place)} (stop with Ctrl-C; {escape(again)} goes on)")
     clock = time.monotonic()
     with terminal_progress():
-        state = _without_heartbeat(
+        state = without_heartbeat(
             lambda: debias(
                 started.run_id,
                 cast("PresetName", started.preset),
@@ -187,28 +177,3 @@ def _show(summary: "RunSummary", workspace: Path) -> None:
     console.print(f"[bold]{summary.verdict}[/]: {escape(summary.reason)}")
     console.print(f"report: {escape(summary.report)}")
     console.print(f'tables: popalign sql -w {escape(str(workspace))} "FROM comparisons"')
-
-
-def _quiet_prefect() -> None:
-    """Before anything is imported that reads these: tqdm does, and torch imports it.
-
-    The terminal shows progress bars; Prefect's log stays in its user interface.
-    """
-    # CRITICAL: an error is shown once, by main(), and not as a traceback of every flow above it.
-    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
-    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
-    # A busy machine takes longer than the 20 s that Prefect waits for its own server.
-    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "180")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
-    os.environ.setdefault("TQDM_DISABLE", "1")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
-
-
-def _without_heartbeat(call: Callable[[], T]) -> T:
-    """In one process nobody watches a heartbeat, and joining its thread costs a second a flow."""
-    from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
-
-    with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
-        return call()

@@ -1,20 +1,15 @@
 """What a run does: one small frozen model a stage, and named presets. Drives the CLI, `prefect.yaml` and the form."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+from pydantic import Field, PositiveInt, ValidationError, model_validator
 
+from popalign_core.approximations import ApproximateConfig, StageConfig
 from popalign_core.attributes import AXES
 from popalign_core.errors import InvalidInput, UnknownName
 
 AxisName = Literal["perceived_gender", "perceived_race", "perceived_skin_tone", "perceived_age", "perceived_couple"]
 Share = Annotated[float, Field(ge=0, le=1)]
-
-
-class StageConfig(BaseModel):
-    """Frozen; an unknown key is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class ExpansionConfig(StageConfig):
@@ -61,6 +56,35 @@ class SamplingConfig(StageConfig):
         bool,
         Field(title="Keep latents", description="Beside the images; training then takes them and encodes no image."),
     ] = False
+    approximate: Annotated[
+        ApproximateConfig, Field(title="Approximate", description="Faster, but other images: measure what that does.")
+    ] = ApproximateConfig()
+
+    @model_validator(mode="after")
+    def _fewer_steps(self) -> "SamplingConfig":
+        if self.approximate.steps >= self.steps:
+            raise ValueError(f"approximate.steps is {self.approximate.steps}, not fewer than the {self.steps} of steps")
+        return self
+
+    @property
+    def drawn_steps(self) -> int:
+        """Steps that are taken."""
+        return self.approximate.steps or self.steps
+
+    @property
+    def drawn_guidance(self) -> float:
+        """Guidance that is used; 1 = none."""
+        return self.approximate.distilled_guidance if self.approximate.distilled_lora else self.guidance_scale
+
+    @property
+    def drawn_scheduler(self) -> Literal["ddim", "euler", "dpm++", "flow-euler", "lcm"]:
+        """Scheduler that is used: a distilled model brings its own."""
+        return "lcm" if self.approximate.distilled_lora else self.scheduler
+
+    @property
+    def approximations(self) -> tuple[str, ...]:
+        """What is not exact, in words; none for the exact sampler."""
+        return self.approximate.named(self.steps)
 
 
 class AccelerationConfig(StageConfig):
@@ -365,17 +389,27 @@ class RunConfig(StageConfig):
 def with_settings(config: RunConfig, settings: dict[str, str]) -> RunConfig:
     """A copy with dotted keys replaced ("sampling.steps" -> "20"), everything checked again. Raises: InvalidInput."""
     values: dict[str, Any] = config.model_dump(mode="json")
-    stages: dict[str, dict[str, Any]] = {name: values[name] for name in values if isinstance(values[name], dict)}
     for key, value in settings.items():
-        part, _, field = key.partition(".")
-        target: dict[str, Any] = stages.get(part, {}) if field else values
-        name = field or part
-        if name not in target or (not field and part in stages):
-            known = [f"{stage}.{name}" for stage, fields in stages.items() for name in fields]
-            known += [name for name in values if name not in stages]
-            raise UnknownName(kind="setting", got=key, known=known)
+        *parts, name = key.split(".")
+        target: dict[str, Any] | None = values
+        for part in parts:
+            target = _part(target, part)
+        if target is None or name not in target or _part(target, name) is not None:
+            raise UnknownName(kind="setting", got=key, known=_setting_names(values))
         target[name] = [part.strip() for part in value.split(",")] if isinstance(target[name], list) else value
     return parse_config(values)
+
+
+def _part(values: dict[str, Any] | None, name: str) -> dict[str, Any] | None:
+    """A stage, or a part of one; None if there is none of that name."""
+    found = (values or {}).get(name)
+    return cast("dict[str, Any]", found) if isinstance(found, dict) else None
+
+
+def _setting_names(values: dict[str, Any]) -> list[str]:
+    """Dotted, those of the stages first."""
+    nested = [f"{name}.{inner}" for name in values for inner in _setting_names(_part(values, name) or {})]
+    return [*nested, *(name for name in values if _part(values, name) is None)]
 
 
 def parse_config(values: object) -> RunConfig:

@@ -22,6 +22,8 @@ class SamplingSettings:
     """How images are drawn. height, width in pixels, 0 = the model's own size; batch_size images in one fixed shape.
 
     All of it is part of the sampler's fingerprint (`sampler_facts`); so is any field that is added.
+    Approximate: cache_every, the inner part of the UNet is computed each so many steps, 1 = each; fp8_weights and
+    distilled_lora (its digest) name what `ModelSource` was loaded with.
     """
 
     scheduler: "SchedulerName"
@@ -33,6 +35,9 @@ class SamplingSettings:
     dtype: "DtypeName"
     attention: "AttentionName"
     acceleration: Acceleration = DEFAULT
+    cache_every: int = 1
+    fp8_weights: bool = False
+    distilled_lora: str = ""
 
 
 @dataclass(frozen=True)
@@ -92,7 +97,7 @@ def sample_images(
 
 
 def prepared(model: "TextToImageModel", settings: SamplingSettings) -> "Denoising":
-    """The model, ready to draw by these settings. An approximate sampler would be another `Denoising` here.
+    """The model, ready to draw by these settings. Weights in 8 bits and distilled ones come with the model.
 
     Raises: InvalidInput.
     """
@@ -108,8 +113,10 @@ def prepared(model: "TextToImageModel", settings: SamplingSettings) -> "Denoisin
 def _draw_batch(
     denoising: "Denoising", rows: "PromptEmbeddings", seeds: Sequence[int], settings: SamplingSettings
 ) -> tuple[np.ndarray, torch.Tensor]:
+    from popalign_core.models.approximate import inner_cache
     from popalign_core.models.attention import attention_backend
 
     with torch.inference_mode(), attention_backend(settings.attention):
-        latents = denoising.denoise(rows, seeds)
+        with inner_cache(denoising.model, settings.cache_every):
+            latents = denoising.denoise(rows, seeds)
         return denoising.decode(latents), latents.cpu()

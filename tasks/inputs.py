@@ -3,7 +3,7 @@
 from popalign_core.config import RunConfig
 from popalign_core.expansion import prompts_of
 from popalign_core.models.attribute_heads import check_heads
-from popalign_core.models.checkpoints import check_adapter, check_source, check_unet
+from popalign_core.models.checkpoints import check_adapter, check_cacheable, check_source, check_unet
 from popalign_core.models.detectors import check_detector
 from popalign_core.models.sdxl import pick_device
 from popalign_core.models.zero_shot import check_builder
@@ -17,6 +17,10 @@ def check_inputs(config: RunConfig) -> None:
         check_adapter(config.model_lora)
     if config.model_unet:
         check_unet(config.model_unet, config.model)
+    if config.sampling.approximate.distilled_lora:
+        check_adapter(config.sampling.approximate.distilled_lora)
+    if config.sampling.approximate.cache_every > 1:
+        check_cacheable(config.model)
     check_builder(config.classification.builder, config.expansion.axes)
     check_heads(config.classification.judge, config.expansion.axes)
     if config.detection.persons:

@@ -21,7 +21,7 @@ from popalign_core.config import AccelerationConfig, ClassificationConfig, RunCo
 from popalign_core.detection import Kind
 from popalign_core.expansion import Prompt
 from popalign_core.models.attribute_heads import HeadClassifier
-from popalign_core.models.checkpoints import IN_WORKSPACE
+from popalign_core.models.checkpoints import IN_WORKSPACE, source_digest
 from popalign_core.models.detectors import BoxDetector
 from popalign_core.models.loading import load_model
 from popalign_core.models.sdxl import ModelSource
@@ -129,6 +129,19 @@ def model_source(workspace: str, run_id: str, config: RunConfig, model_id: str) 
     return replace(base, **{"lora" if adapter == "lora" else "unet": str(ref.folder / part)})
 
 
+def drawing_source(workspace: str, run_id: str, config: RunConfig, model_id: str) -> ModelSource:
+    """The run's model as the sampler loads it; training and export take it without the approximations.
+
+    Raises: NotCommitted, RemovedArtifact.
+    """
+    approximate = config.sampling.approximate
+    return replace(
+        model_source(workspace, run_id, config, model_id),
+        distilled_lora=placed(workspace, approximate.distilled_lora) or None,
+        fp8_weights=approximate.fp8_weights,
+    )
+
+
 def placed(workspace: str, source: str) -> str:
     """Where the folder of a configuration lies on this host; what is not in the workspace stays as it is."""
     if not source.startswith(IN_WORKSPACE):
@@ -166,10 +179,21 @@ def detector(source: str, kind: Kind, min_confidence: float, device: str) -> Box
 
 
 def sampling_settings(config: SamplingConfig, acceleration: AccelerationConfig = UNCHANGED) -> SamplingSettings:
-    """Two parts of the configuration as plain values."""
-    values = config.model_dump(exclude={"shard_size", "image_size", "keep_latents"})
-    switches = Acceleration(**acceleration.model_dump(exclude={"encoding_threads"}))
-    return SamplingSettings(height=config.image_size, width=config.image_size, acceleration=switches, **values)
+    """Two parts of the configuration as plain values, with what is really used of an approximate sampler."""
+    return SamplingSettings(
+        scheduler=config.drawn_scheduler,
+        steps=config.drawn_steps,
+        guidance_scale=config.drawn_guidance,
+        height=config.image_size,
+        width=config.image_size,
+        batch_size=config.batch_size,
+        dtype=config.dtype,
+        attention=config.attention,
+        acceleration=Acceleration(**acceleration.model_dump(exclude={"encoding_threads"})),
+        cache_every=config.approximate.cache_every,
+        fp8_weights=config.approximate.fp8_weights,
+        distilled_lora=source_digest(config.approximate.distilled_lora) if config.approximate.distilled_lora else "",
+    )
 
 
 async def passes(_task: object, _run: object, state: State[object]) -> bool:

@@ -23,7 +23,7 @@ from tasks.batch_sizes import fitting, keeping_batch_size
 from tasks.embeddings import provide_embeddings
 from tasks.events import announce_commit
 from tasks.progress import progress_of
-from tasks.run import loaded_model, model_source, passes, read_prompts, reference, sampling_settings, timed
+from tasks.run import drawing_source, loaded_model, passes, read_prompts, reference, sampling_settings, timed
 from tasks.samplers import record_sampler
 from tasks.shard_writing import shard_writer
 
@@ -98,7 +98,7 @@ def sample_shard(ref: ArtifactRef, config: RunConfig) -> ArtifactRef:
     size = config.sampling.shard_size
     requests = planned_requests(ref.workspace, ref.run_id, config, model_id, purpose)
     requests = requests[int(shard) * size : (int(shard) + 1) * size]
-    source = model_source(ref.workspace, ref.run_id, config, model_id)
+    source = drawing_source(ref.workspace, ref.run_id, config, model_id)
     model = loaded_model(source, config.device, config.sampling.dtype, config.acceleration.vae_dtype)
     provide_embeddings(ref.workspace, model, [request.text for request in requests])
     settings = fitting(ref.workspace, model, sampling_settings(config.sampling, config.acceleration))

@@ -64,6 +64,16 @@ def check_adapter(source: str) -> None:
         raise ModelNotUsable(f"there is no LoRA folder {source}. A hub id is owner/name.")
 
 
+def check_cacheable(pipeline: str) -> None:
+    """A local pipeline's UNet has an inner part that steps can share; a hub id passes. Raises: InvalidInput."""
+    config = Path(resolve_source(pipeline)) / "unet" / "config.json"
+    if config.is_file() and len(read_config(config).get("block_out_channels", ())) < 2:
+        raise InvalidInput(
+            f"sampling.approximate.cache_every shares the inner levels of a UNet between steps, and that of {pipeline} "
+            "has one level only: leave it at 1."
+        )
+
+
 # What must be alike in a network and in the one whose place it takes.
 _FITTING = (
     "_class_name",

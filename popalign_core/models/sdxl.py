@@ -14,6 +14,7 @@ from diffusers import (
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    LCMScheduler,
 )
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from popalign_core.acceleration import VaeDtype
 from popalign_core.alignment.denoiser import Schedule
 from popalign_core.devices import device_name
 from popalign_core.errors import InvalidInput, ModelNotUsable
+from popalign_core.models.approximate import store_in_fp8
 from popalign_core.models.checkpoints import (
     absent_parts,
     check_image_size,
@@ -41,9 +43,10 @@ SCHEDULERS = {
     "euler": EulerDiscreteScheduler,
     "dpm++": DPMSolverMultistepScheduler,
     "flow-euler": FlowMatchEulerDiscreteScheduler,
+    "lcm": LCMScheduler,
 }
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-SchedulerName = Literal["ddim", "euler", "dpm++", "flow-euler"]
+SchedulerName = Literal["ddim", "euler", "dpm++", "flow-euler", "lcm"]
 DtypeName = Literal["float32", "bfloat16", "float16"]
 _WAY_OUT = (
     "Give an embedded name, the path of a pipeline folder, or a hub id that this machine can reach or has in its cache."
@@ -57,18 +60,24 @@ class ModelSource:
     fused_lora: folder or hub id of a LoRA that belongs to the base model: added to its weights, text encoders included.
     unet: folder of a UNet or transformer in the place of the pipeline's, in which that LoRA is already. lora: an
     adapter on top.
+    distilled_lora, fp8_weights: for sampling only, see `ApproximateConfig`.
     """
 
     pipeline: str
     unet: str | None = None
     lora: str | None = None
     fused_lora: str | None = None
+    distilled_lora: str | None = None
+    fp8_weights: bool = False
 
     def digest(self) -> str:
         """Names the weights: digests of all folders involved."""
-        return "-".join(
+        parts = [
             source_digest(part) for part in (self.pipeline, self.fused_lora, self.unet, self.lora) if part is not None
-        )
+        ]
+        if self.distilled_lora is not None:
+            parts.append(f"distilled.{source_digest(self.distilled_lora)}")
+        return "-".join([*parts, "fp8"] if self.fp8_weights else parts)
 
 
 class PipelineModel:
@@ -239,11 +248,11 @@ def load_pipeline(
     pipeline = _opened(source.pipeline, family, options)
     check_prediction(family, {"_class_name": type(pipeline.scheduler).__name__, **pipeline.scheduler.config})
     if source.fused_lora is not None:
-        _load_lora(pipeline, source.fused_lora)
-        pipeline.fuse_lora()
-        pipeline.unload_lora_weights()
+        _fuse_lora(pipeline, source.fused_lora)
         if replacement is not None:
             pipeline.register_modules(**{family.denoiser: replacement})
+    if source.distilled_lora is not None:
+        _fuse_lora(pipeline, source.distilled_lora)
     if source.lora is not None:
         _load_lora(pipeline, source.lora)
     if vae_dtype == "model" and dtype == "float16" and pipeline.vae.config.force_upcast:
@@ -255,6 +264,8 @@ def load_pipeline(
     for part in family.weighted:
         if (network := getattr(pipeline, part)) is not None:
             network.eval().requires_grad_(False)
+    if source.fp8_weights:
+        store_in_fp8(getattr(pipeline, family.denoiser), DTYPES[dtype])
     return pipeline
 
 
@@ -270,6 +281,12 @@ def _opened(source: str, family: Family, options: dict[str, Any]) -> DiffusionPi
         raise ModelNotUsable(
             f"{source!r} could not be loaded as a pipeline of {family.title}: {error}. {_WAY_OUT}"
         ) from error
+
+
+def _fuse_lora(pipeline: DiffusionPipeline, source: str) -> None:
+    _load_lora(pipeline, source)
+    pipeline.fuse_lora()
+    pipeline.unload_lora_weights()
 
 
 def _load_lora(pipeline: DiffusionPipeline, source: str) -> None:

@@ -6,6 +6,7 @@ from functools import cache
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from popalign_core.config import SamplingConfig
 from popalign_core.reporting import classifiers, comparisons, course, people, queries, shares, strips
 from popalign_core.reporting.formatting import as_text, estimate, measure_label, number, plain_words
 from popalign_core.reporting.report_data import Measured, ReportData, matching, measured
@@ -68,12 +69,18 @@ def render_report(data: ReportData) -> str:
             refusals=course.refusals(data),
             checks=decision_checks(data),
             costs=course.stage_costs(data),
+            approximations=_approximations(data),
             config_text=json.dumps(data.config, indent=2, ensure_ascii=False, default=str),
             queries=queries.sql_queries(data),
             measure_name=measure_label(data.measure),
             most_prompts=comparisons.MOST_PROMPTS,
         )
     )
+
+
+def _approximations(data: ReportData) -> tuple[str, ...]:
+    sampling = data.config.get("sampling")
+    return SamplingConfig.model_validate(sampling).approximations if sampling else ()
 
 
 def verdict(data: ReportData) -> Verdict:

@@ -117,7 +117,9 @@ class Study:
             ImageRequest(f"{p.prompt_id}/{i}", p.prompt_id, p.text, i, sample_seed(self.seed, p.family_id, i))
             for p, i in wanted
         ]
-        values = self.config.sampling.model_dump(exclude={"shard_size", "image_size"}) | {"dtype": "bfloat16"}
+        values = self.config.sampling.model_dump(exclude={"shard_size", "image_size", "approximate"}) | {
+            "dtype": "bfloat16"
+        }
         settings = SamplingSettings(height=0, width=0, **values)
         return np.stack([image.pixels for batch in sample_images(self.sampler, requests, settings) for image in batch])
 

@@ -9,7 +9,9 @@ import pytest
 import report_rows as made_up
 from report_page import Page
 
+from popalign_core.config import with_settings
 from popalign_core.errors import InvalidInput
+from popalign_core.presets import preset
 from popalign_core.reporting.contact_sheet import contact_sheet
 from popalign_core.reporting.course import training_curves
 from popalign_core.reporting.formatting import as_text, axis_label
@@ -370,3 +372,13 @@ def test_a_policy_gradient_shows_rewards_in_the_place_of_margins():
     curves = training_curves(replace(data, training_steps=steps))
     assert [curve.title for curve in curves] == ["Loss", "Reward"]
     assert Page(render_report(replace(data, training_steps=steps)))
+
+
+def test_an_approximate_sampler_is_named_at_the_top(good):
+    data, page = good
+    assert "Approximate sampler" not in page.text
+    settings = {"sampling.approximate.steps": "5", "sampling.approximate.cache_every": "2"}
+    config = with_settings(preset("emoji"), settings).model_dump(mode="json")
+    text = Page(render_report(replace(data, config=config))).text
+    assert "Approximate sampler" in text
+    assert "steps: 5 instead of 10; inner UNet computed every 2 steps" in text

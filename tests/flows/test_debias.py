@@ -17,10 +17,11 @@ from prefect.testing.utilities import prefect_test_harness
 from flows.debias import debias
 from flows.nightly import nightly
 from flows.outcome import HELD, QUALITY_GATE_FAILED, summary_of
+from flows.sampler_comparison import sampler_comparison
 from popalign_core.config import RunConfig, with_settings
 from popalign_core.presets import preset
 from storage.artifacts import artifact_digest, committed_keys, verify
-from storage.catalog import query
+from storage.catalog import query, rebuild_catalog
 from storage.images import decode_image
 from storage.layout import Workspace
 from storage.registry import current_model
@@ -78,6 +79,7 @@ def files(place: Workspace) -> dict[Path, int]:
 def test_every_stage_commits_its_tables(place: Workspace) -> None:
     empty = [name for name in TABLES if query(place, f"SELECT * FROM {name}").num_rows == 0]
     assert set(empty) <= {"refusals", "detections", "region_attributes"}  # the emoji preset looks for nobody
+    assert set(empty) <= {"refusals", "sampler_comparisons"}
     for table in TABLES:
         for ref in committed_keys(place, RUN, table):
             verify(ref)
@@ -251,3 +253,26 @@ def test_a_night_is_named_by_its_date_and_shows_what_became_of_it(place: Workspa
     ).to_pylist()
     assert {(row["n"], row["different"]) for row in same} == {(2, 1)}
     assert current_model(place) is None  # held, so not promoted
+
+
+@pytest.mark.timeout(600)
+def test_a_fast_sampler_is_compared_with_the_images_of_a_finished_run(place: Workspace) -> None:
+    drawn = query(place, "SELECT count(*) AS n FROM samples").to_pylist()
+    settings = [f"{name}={value}" for name, value in SETTINGS.items()]
+    changes = [*settings, "sampling.approximate.steps=2", "sampling.approximate.cache_every=2"]
+    summary = sampler_comparison("fast", "emoji", changes, exact_run_id=RUN, workspace=str(place.root))
+    assert (summary.exact_run_id, summary.fast_run_id) == (RUN, "fast-fast")
+    assert summary.approximations == ("steps: 2 instead of 4", "inner UNet computed every 2 steps")
+    assert summary.speed is not None
+    assert Path(summary.sheet).is_file()
+    rebuild_catalog(place)
+    rows = query(place, "SELECT * FROM sampler_comparisons").to_pylist()
+    assert {row["role"] for row in rows} == {"judge", "builder"}
+    assert len({row["exact_fingerprint"] for row in rows} | {row["fast_fingerprint"] for row in rows}) == 2
+    assert {row["n"] + row["unknown"] for row in rows} == {8}
+    # The fast images, and none of the exact ones again.
+    assert query(place, "SELECT count(*) AS n FROM samples").to_pylist()[0]["n"] == drawn[0]["n"] + 8
+    written = files(place)
+    again = sampler_comparison("fast", "emoji", changes, exact_run_id=RUN, workspace=str(place.root))
+    assert again == summary
+    assert files(place) == written
