@@ -4,12 +4,13 @@ from typing import Annotated, Any, Literal, cast
 
 from pydantic import Field, PositiveInt, ValidationError, model_validator
 
-from popalign_core.approximations import ApproximateConfig, StageConfig
+from popalign_core.alignment_config import AlignmentConfig as AlignmentConfig
+from popalign_core.alignment_config import RewardConfig as RewardConfig
 from popalign_core.attributes import AXES
 from popalign_core.errors import InvalidInput, UnknownName
-
-AxisName = Literal["perceived_gender", "perceived_race", "perceived_skin_tone", "perceived_age", "perceived_couple"]
-Share = Annotated[float, Field(ge=0, le=1)]
+from popalign_core.sampling_config import AccelerationConfig as AccelerationConfig
+from popalign_core.sampling_config import SamplingConfig as SamplingConfig
+from popalign_core.stage_config import AxisName, Share, StageConfig
 
 
 class ExpansionConfig(StageConfig):
@@ -30,90 +31,6 @@ class ExpansionConfig(StageConfig):
     max_subjects: Annotated[
         int, Field(title="Subjects a split", ge=0, description="Only the first so many of each split; 0 = all.")
     ] = 0
-
-
-class SamplingConfig(StageConfig):
-    """How images are drawn. All but shard size and kept latents is part of the sampler's fingerprint."""
-
-    scheduler: Annotated[
-        Literal["ddim", "euler", "dpm++", "flow-euler"],
-        Field(title="Scheduler", description="flow-euler for models of flow matching (SD3), the others for the rest."),
-    ] = "ddim"
-    steps: Annotated[PositiveInt, Field(title="Steps")] = 30
-    guidance_scale: Annotated[float, Field(title="Guidance", ge=1, description="1 = none.")] = 5.0
-    image_size: Annotated[
-        int, Field(title="Image side", ge=0, description="Pixels; 0 = the size the model was trained at.")
-    ] = 0
-    batch_size: Annotated[PositiveInt, Field(title="Batch", description="Images in one fixed batch shape.")] = 8
-    shard_size: Annotated[
-        PositiveInt, Field(title="Shard", description="Images in one committed shard: what a crash can cost.")
-    ] = 256
-    dtype: Annotated[Literal["float32", "bfloat16", "float16"], Field(title="Number format")] = "float32"
-    attention: Annotated[Literal["default", "cudnn", "flash", "efficient", "math"], Field(title="Attention kernel")] = (
-        "default"
-    )
-    keep_latents: Annotated[
-        bool,
-        Field(title="Keep latents", description="Beside the images; training then takes them and encodes no image."),
-    ] = False
-    approximate: Annotated[
-        ApproximateConfig, Field(title="Approximate", description="Faster, but other images: measure what that does.")
-    ] = ApproximateConfig()
-
-    @model_validator(mode="after")
-    def _fewer_steps(self) -> "SamplingConfig":
-        if self.approximate.steps >= self.steps:
-            raise ValueError(f"approximate.steps is {self.approximate.steps}, not fewer than the {self.steps} of steps")
-        return self
-
-    @property
-    def drawn_steps(self) -> int:
-        """Steps that are taken."""
-        return self.approximate.steps or self.steps
-
-    @property
-    def drawn_guidance(self) -> float:
-        """Guidance that is used; 1 = none."""
-        return self.approximate.distilled_guidance if self.approximate.distilled_lora else self.guidance_scale
-
-    @property
-    def drawn_scheduler(self) -> Literal["ddim", "euler", "dpm++", "flow-euler", "lcm"]:
-        """Scheduler that is used: a distilled model brings its own."""
-        return "lcm" if self.approximate.distilled_lora else self.scheduler
-
-    @property
-    def approximations(self) -> tuple[str, ...]:
-        """What is not exact, in words; none for the exact sampler."""
-        return self.approximate.named(self.steps)
-
-
-class AccelerationConfig(StageConfig):
-    """What makes sampling faster and keeps the images, up to rounding. All but threads is in the fingerprint."""
-
-    skip_empty_attention: Annotated[
-        bool, Field(title="Skip empty attention", description="No cross-attention where an all-zero prompt stands.")
-    ] = True
-    channels_last: Annotated[bool, Field(title="Channels last", description="Memory layout of UNet and VAE.")] = True
-    compile: Annotated[
-        Literal["none", "regional", "full"],
-        Field(title="Compile", description="Each transformer block, or the whole UNet; minutes at the start."),
-    ] = "none"
-    fused_projections: Annotated[
-        bool, Field(title="Fused projections", description="Query, key and value in one product; not with a LoRA.")
-    ] = False
-    cuda_graphs: Annotated[
-        bool, Field(title="CUDA graphs", description="Starts all kernels of the UNet at once: for small batches.")
-    ] = False
-    vae_dtype: Annotated[
-        Literal["model", "float32", "bfloat16"],
-        Field(title="VAE's number format", description="model: the sampler's, or float32 if that would overflow."),
-    ] = "model"
-    vae_batch: Annotated[
-        int, Field(title="VAE batch", ge=0, description="Images decoded at once; 0 = the whole batch.")
-    ] = 0
-    encoding_threads: Annotated[
-        PositiveInt, Field(title="Encoding threads", description="They compress images while the next are drawn.")
-    ] = 2
 
 
 class ImageCounts(StageConfig):
@@ -216,117 +133,6 @@ class PopulationsConfig(StageConfig):
     def overshoot_of(self, axis: str) -> float:
         """How many times the kept lean an axis is aimed past its target."""
         return self.overshoot if not self.overshoot_axes or axis in self.overshoot_axes else 0.0
-
-
-class AlignmentConfig(StageConfig):
-    """How the model is moved, in rounds that each end with a measurement on validation prompts."""
-
-    objective: Annotated[
-        Literal["popalign", "popalign_exact", "dpo", "sft", "reward"],
-        Field(title="Objective", description="reward: a policy gradient on images that training draws itself."),
-    ] = "popalign"
-    rounds: Annotated[PositiveInt, Field(title="Rounds")] = 3
-    redraw: Annotated[
-        bool,
-        Field(title="Redraw", description="Each round from the current model's own images; off: one long training."),
-    ] = True
-    steps: Annotated[PositiveInt, Field(title="Steps a round")] = 25
-    pairs_per_step: Annotated[PositiveInt, Field(title="Pairs a step")] = 32
-    learning_rate: Annotated[float, Field(title="Learning rate", gt=0)] = 4e-5
-    learning_rate_schedule: Annotated[
-        Literal["constant", "cosine"], Field(title="Schedule", description="Cosine: to 0 within every training.")
-    ] = "constant"
-    round_decay: Annotated[
-        float, Field(title="Decay", gt=0, le=1, description="Learning rate of a round by that of the one before.")
-    ] = 1.0
-    beta: Annotated[
-        float, Field(title="Beta", gt=0, description="On mean squared error a latent element; logged in natural units.")
-    ] = 500.0
-    anchor_weight: Annotated[float, Field(title="Anchor", ge=0, description="Weight of the winners' own error.")] = (
-        100.0
-    )
-    preserve_weight: Annotated[
-        float, Field(title="Preserve", ge=0, description="Weight of staying where the caption names the groups.")
-    ] = 0.0
-    first_timestep: Annotated[
-        int, Field(title="First timestep", ge=0, description="Less noise than this is not trained on; 0 = all.")
-    ] = 0
-    caption_dropout: Annotated[
-        Share, Field(title="Dropout", description="Share of pairs trained under the empty caption.")
-    ] = 0.1
-    caption_mixing: Annotated[
-        float,
-        Field(title="Mixing", ge=0, le=1, description="Each caption is moved up to this share of the way to another."),
-    ] = 0.0
-    trainable: Annotated[
-        Literal["all", "conditioning"],
-        Field(title="Trainable part", description="All of the UNet or transformer, or only where the caption enters."),
-    ] = "all"
-    lora_rank: Annotated[int, Field(title="LoRA rank", ge=0, description="0 = full fine-tuning.")] = 0
-    winner_preserving: Annotated[
-        bool, Field(title="Winner-preserving", description="Hold back pushes from a loser that would harm its winner.")
-    ] = False
-    ema_decay: Annotated[
-        float | None,
-        Field(title="Average", ge=0, lt=1, description="Keep a moving average of the weights with this decay."),
-    ] = None
-    gradient_checkpointing: Annotated[
-        bool, Field(title="Gradient checkpointing", description="Computes activations twice instead of keeping them.")
-    ] = False
-    micro_batch: Annotated[
-        int,
-        Field(
-            title="Micro-batch",
-            ge=0,
-            description="Pairs in a pass; the gradient is that of the whole step. 0 = all of a process's at once.",
-        ),
-    ] = 0
-    mixed_precision: Annotated[
-        bool,
-        Field(title="Mixed precision", description="Passes in bfloat16; trained weights and optimizer in float32."),
-    ] = False
-    optimizer: Annotated[
-        Literal["adamw", "adamw_8bit"],
-        Field(title="Optimizer", description="8 bit: moments in a quarter of the memory; needs the extra eight-bit."),
-    ] = "adamw"
-    compiled: Annotated[
-        bool, Field(title="Compiled", description="The UNet's repeated blocks through torch.compile; minutes at first.")
-    ] = False
-    spike_limit: Annotated[
-        float | None,
-        Field(title="Spike", gt=0, description="Stop at a loss this many robust deviations above the last 50."),
-    ] = None
-    max_quality_drop: Annotated[
-        float | None,
-        Field(
-            title="Most quality lost",
-            ge=0,
-            le=1,
-            description="Share of the CLIP score on validation prompts that a model may lose and be kept; none = any.",
-        ),
-    ] = None
-    seeds: Annotated[
-        PositiveInt,
-        Field(title="Training seeds", description="The kept round again with other seeds, all measured held out."),
-    ] = 1
-    checkpoint_steps: Annotated[
-        PositiveInt, Field(title="Steps to a checkpoint", description="What a crash in the middle of a round can cost.")
-    ] = 50
-
-
-class RewardConfig(StageConfig):
-    """What the objective `reward` draws and trains on; its chain has the sampler's steps and guidance."""
-
-    group_size: Annotated[
-        int, Field(title="Group", ge=2, description="Images of a prompt that are drawn and judged together.")
-    ] = 12
-    groups: Annotated[PositiveInt, Field(title="Groups a step", description="Prompts that are drawn for a step.")] = 6
-    trained_steps: Annotated[
-        PositiveInt, Field(title="Trained steps", description="Denoising steps of an image that are differentiated.")
-    ] = 3
-    kl_weight: Annotated[
-        float, Field(title="KL", ge=0, description="Weight of the divergence from the reference in a denoising step.")
-    ] = 0.0
 
 
 class AssessmentConfig(StageConfig):

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _EXPLAIN = re.compile(r"explain\s+(analyze\s+)?(\((analyze|format)\b[^()]*\)\s*)?", re.IGNORECASE)
 _READING = re.compile(r"(select|from|with|pivot|\()", re.IGNORECASE)
-_RUN_OF_PATH = "/runs/([^/]+)/samples/[^/]+/images[.]parquet$"
+_RUN_OF_PATH = "/runs/([^/]+)/[^/]+/[^/]+/[^/]+[.]parquet$"
 MESSAGE_LINES = 6
 VIEW = "model_registry"
 _VIEW_COMMENT = "one row a trained model: what it was made from, what was decided and measured, whether it is promoted"
@@ -113,7 +113,7 @@ def _create_view(connection: "duckdb.DuckDBPyConnection", name: str, paths: list
     types = {str(row[0]): str(row[1]) for row in connection.execute("DESCRIBE empty").fetchall()}
     connection.unregister("empty")
     # First an empty part: the columns are there before the stage has run, and whatever version wrote the files.
-    # Every other table says its run itself; an image's bytes are stored without it, and its path has it.
+    # Most tables say their run themselves; images and latents are stored without it, and their paths have it.
     run = "" if "run_id" in types else f"regexp_extract(filename, '{_RUN_OF_PATH}', 1) AS run_id, "
     nulls = ("CAST(NULL AS VARCHAR) AS run_id, " if run else "") + ", ".join(
         f'CAST(NULL AS {kind}) AS "{column}"' for column, kind in types.items()

@@ -78,7 +78,7 @@ def is_setting(name: str) -> bool:
 
 def test_names_are_found_at_all() -> None:
     assert len(NAMES) > 40
-    assert {"objective.popalign_loss", "trainer.measure_errors", "disparity.l2_discrepancy"} <= set(NAMES)
+    assert {"objective.popalign_loss", "passes.measure_errors", "disparity.l2_discrepancy"} <= set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
