@@ -9,10 +9,11 @@ import numpy as np
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from popalign_core.approximations import ApproximateConfig
 from popalign_core.assessment.paired import DISPARITY, UNKNOWN, PairedRow, compare_axis, joint_counts
 from popalign_core.assessment.sampler_verdict import Movement, judge_sampler
 from popalign_core.attributes import AXES, CROSSING, Axis, cross_axes
-from popalign_core.config import ApproximateConfig, RunConfig
+from popalign_core.config import RunConfig
 from popalign_core.errors import InvalidInput
 from popalign_core.population_counts import LabelledSample, by_prompt, crossed_label
 from popalign_core.reporting.contact_sheet import contact_sheet

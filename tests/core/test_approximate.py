@@ -8,14 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from popalign_core.config import ApproximateConfig, SamplingConfig, with_settings
+from popalign_core.approximations import ApproximateConfig
+from popalign_core.config import SamplingConfig, with_settings
 from popalign_core.errors import InvalidInput, ModelNotUsable
 from popalign_core.models.approximate import inner_cache
 from popalign_core.models.checkpoints import check_cacheable
 from popalign_core.models.lora import ADAPTER, add_lora, save_lora
 from popalign_core.models.sdxl import ModelSource, SdxlModel, load_sdxl
 from popalign_core.presets import preset
-from popalign_core.sampling import ImageRequest, SamplingSettings, sample_images, sampler_fingerprint
+from popalign_core.sampler_facts import sampler_fingerprint
+from popalign_core.sampling import ImageRequest, SamplingSettings, sample_images
 
 SETTINGS = SamplingSettings("dpm++", 4, 3.0, 0, 0, 2, "float32", "default")
 REQUESTS = [ImageRequest(f"base/p/{n}", "p", f"a photo of a {who}", n, n) for n, who in enumerate(["judge", "cook"])]
