@@ -60,13 +60,14 @@ class FullPolicy:
     ):
         """conditioning: see `select_trainable`."""
         self.denoiser = denoiser
+        select_trainable(denoiser, trainable, conditioning)
+        # The copy keeps each weight's `requires_grad`, though it is only run without gradients: torch multiplies by
+        # other kernels where the weight needs none (see its `should_fold`), and g would be rounding, not 0, at first.
         self._reference = copy.deepcopy(denoiser)
         for parameter in self._reference.parameters():
-            parameter.requires_grad_(False)
             # Scales of normalizations are no matrices: autocast computes with them as they are.
             if mixed_precision and parameter.ndim > 1:
                 parameter.data = parameter.data.to(torch.bfloat16)
-        select_trainable(denoiser, trainable, conditioning)
 
     @contextmanager
     def reference(self) -> Generator[TrainableDenoiser]:
