@@ -154,3 +154,5 @@ class Stack:
             with suppress(OSError):
                 if f"{MARK}={self.folder.name}\0".encode() in path.read_bytes():
                     os.kill(int(path.parent.name), signal.SIGKILL)
+        for process in self.processes.values():
+            process.wait(30)

@@ -80,8 +80,8 @@ def crashed(stack: Stack, name: str) -> bool:
 
 
 def process_of(stack: Stack, name: str) -> tuple[int, str] | None:
-    """A process on a GPU worker that runs a stage, and the id of its run. name: how those runs' names begin."""
-    runs = {str(run.id) for run in stack.named(name) if run.state_name == "Running"}
+    """A process on a GPU worker that is to run a stage, and the id of its run. name: how those runs' names begin."""
+    runs = {str(run.id) for run in stack.named(name) if run.state_name not in ENDED}
     found = [hit for worker in GPU_WORKERS for hit in stack.run_processes(worker) if hit[1] in runs]
     return found[0] if found else None
 
@@ -91,7 +91,9 @@ def kill_worker_when(stack: Stack, name: str, begun: Callable[[], bool]) -> UUID
     found: list[tuple[int, str]] = []
     wait_for(f"a process of {name}", lambda: found.append(hit) if (hit := process_of(stack, name)) else found)
     pid, run_id = found[0]
-    os.kill(pid, signal.SIGSTOP)  # or it might be done before it is killed
+    # Stopped while it loads its model, or it might be done before it is killed.
+    wait_for(f"the beginning of {name}", lambda: state_of(stack, UUID(run_id)) == "Running")
+    os.kill(pid, signal.SIGSTOP)
     wait_for(f"a commit of {name}", begun)
     parent = psutil.Process(pid).ppid()
     (worker,) = [name for name in GPU_WORKERS if stack.processes[name].pid == parent]
