@@ -10,7 +10,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
 from torch.profiler import ProfilerActivity, profile
 
 from popalign_core.acceleration import Acceleration
@@ -174,25 +173,32 @@ def test_the_vae_has_its_own_number_format() -> None:
     assert np.abs(rough.astype(int) - pixels[0]).mean() < 2
 
 
+def compiled_parts(model: SdxlModel) -> list[torch.nn.Module]:
+    return [part for part in model.pipeline.unet.modules() if part._compiled_call_impl is not None]
+
+
+@pytest.mark.parametrize("mode", ["regional", "full"])
+def test_what_is_compiled_draws_the_same_and_is_taken_back(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Traced and run as it was traced: the code of inductor takes minutes to build, see the slow test."""
+    really = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **more: really(self, backend="aot_eager", **more))
+    model, settings = load_sdxl(ModelSource("emoji"), device="cpu"), replace(SETTINGS, steps=1, batch_size=1)
+    plain = draw(model, settings)[1]
+    switched = replace(settings, acceleration=Acceleration(compile=mode))
+    assert_rounding_only(draw(model, switched)[1], plain)
+    names = {type(part).__name__ for part in compiled_parts(model)}
+    assert names == {"UNet2DConditionModel" if mode == "full" else "BasicTransformerBlock"}
+    assert torch.equal(draw(model, settings)[1], plain)
+    assert not compiled_parts(model)
+
+
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("mode", ["regional", "full"])
 def test_compiled_is_the_same_up_to_rounding(mode: str) -> None:
-    model = load_sdxl(ModelSource("emoji"), device="cpu")
-    if mode == "full":  # all of its kinds of layers, few of each: compiling takes minutes otherwise
-        small = {**model.pipeline.unet.config, "block_out_channels": (48, 96), "attention_head_dim": (3, 6)}
-        small |= {"down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"), "transformer_layers_per_block": 1}
-        small |= {"up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D")}
-        torch.manual_seed(0)
-        model.pipeline.register_modules(unet=UNet2DConditionModel.from_config(small).eval().requires_grad_(False))
-    settings = replace(SETTINGS, steps=1, batch_size=1)
+    model, settings = load_sdxl(ModelSource("emoji"), device="cpu"), replace(SETTINGS, steps=1, batch_size=1)
     plain = draw(model, settings)[1]
-    compiled = draw(model, replace(settings, acceleration=replace(PLAIN, compile=mode)))[1]
-    assert_rounding_only(compiled, plain)
-    parts = [module for module in model.pipeline.unet.modules() if module._compiled_call_impl is not None]
-    assert (model.pipeline.unet in parts) == (mode == "full")
-    assert parts
-    assert torch.equal(draw(model, settings)[1], plain)
+    assert_rounding_only(draw(model, replace(settings, acceleration=replace(PLAIN, compile=mode)))[1], plain)
 
 
 def test_cuda_graphs_need_cuda(model: SdxlModel) -> None:
