@@ -1,4 +1,4 @@
-# make demo | test | test-all | lint | bench | clean. Each creates .venv first, with uv where there is one, else with pip.
+# make demo | test | test-all | lint | bench | bench-table | clean. Each creates .venv first, with uv where there is one, else with pip.
 #   make PYTHON=/path/to/python3.11 test    another interpreter
 #   make PYTEST="-k seeds" test             arguments for pytest
 
@@ -9,7 +9,7 @@ PYTEST ?=
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test test-all lint bench clean .venv
+.PHONY: demo test test-all lint bench bench-table clean .venv
 
 demo: $(INSTALLED)
 	$(BIN)/popalign demo
@@ -27,8 +27,13 @@ lint: $(INSTALLED)
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/pyright
 
+# Results are rows of a workspace of their own, bench-workspace; those marked gpu are skipped where there is none.
 bench: $(INSTALLED)
 	$(BIN)/python -m pytest -m benchmark -s $(PYTEST) tests/benchmarks
+
+# Writes the table of docs/performance.md from those rows.
+bench-table: $(INSTALLED)
+	$(BIN)/python -m tasks.benchmarks bench-workspace docs/performance.md
 
 # Leaves .venv (several GB to fetch again) and every workspace.
 clean:

@@ -54,6 +54,11 @@ def _rounds(run_id: str, workspace: str, settings: RunConfig, execution: Executi
             get_run_logger().info("stopping after round %d: %s", round_index - 1, verdict.reason)
             break
         parent, drawn = (models[-1], round_index) if settings.alignment.redraw else (BASE, 1)
+        if settings.alignment.objective == "reward":  # training draws its own images
+            models.append(_train(run_id, workspace, settings, execution, (parent, round_index, drawn)))
+            measure(models[-1], "validation")
+            verdict = validation_verdict(workspace, run_id, settings, models)
+            continue
         measure(parent, f"round-{drawn}")
         if settings.populations.winners == "counterfactual":
             write_counterfactuals(workspace, run_id, settings, parent, drawn)

@@ -9,6 +9,7 @@ from flows.placement import resolved, run_stage
 from popalign_core.config import RunConfig
 from popalign_core.execution import AUTO, Execution
 from storage.artifacts import ArtifactRef
+from tasks.agreement import PURPOSE as AGREEMENT
 from tasks.run import BASE, reference, run_config
 from tasks.shards import missing_decisions
 
@@ -37,6 +38,8 @@ def assessment(
         for model in dict.fromkeys((BASE, model_id)):
             for purpose in PURPOSES:
                 draw_and_classify(run_id, model, purpose, "judge", workspace, settings, execution)
+            if settings.classification.agreement:
+                draw_and_classify(run_id, model, AGREEMENT, "builder", workspace, settings, execution)
         run_stage(
             measurement,
             execution,

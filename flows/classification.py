@@ -9,6 +9,7 @@ from flows.placement import resolved, run_shards
 from popalign_core.config import RunConfig
 from popalign_core.execution import AUTO, Execution
 from storage.artifacts import ArtifactRef, is_committed
+from tasks.agreement import only_for_agreement
 from tasks.classification import attributes_of, check_classified, classify_shard
 from tasks.run import BASE, run_config
 from tasks.sampling import plan_shards
@@ -43,6 +44,7 @@ def classification(
         run_shards(classify_shard, missing, resolved(execution), settings)
         found = [attributes_of(shard, role) for shard in shards]
         # Other workers may still be at some; the last one checks.
-        if model_id == BASE and all(is_committed(ref) for ref in found):
+        needed = model_id == BASE and not only_for_agreement(purpose, role)
+        if needed and all(is_committed(ref) for ref in found):
             check_classified(shards, role, settings)
     return found

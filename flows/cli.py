@@ -1,21 +1,23 @@
 """The command line, with the commands of `*_cli.py`. `--help` loads neither torch nor Prefect."""
 
-import logging
-import os
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar, cast
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from flows.axes_cli import axis
+from flows.comparison_cli import compare_samplers
+from flows.in_process import quiet_prefect, split_execution, without_heartbeat
+from flows.people_cli import audit, study
 from flows.registry_cli import export, models, promote, rollback
 from flows.retention_cli import gc, plan
 from flows.services_cli import down, setup, up
+from flows.tables_cli import catalog, show, sql
 
 if TYPE_CHECKING:
     from popalign_core.execution import Execution
@@ -30,7 +32,6 @@ app = typer.Typer(
     help="Measures and reduces population-level disparity in text-to-image models.",
 )
 console = Console()
-T = TypeVar("T")
 WorkspaceOption = Annotated[Path, typer.Option("--workspace", "-w", help="Folder of the workspace.")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="stage.field=value, as often as needed.")]
 
@@ -59,7 +60,7 @@ def _fail(message: str) -> None:
 @app.command()
 def demo(workspace: WorkspaceOption = Path("workspace"), seed: int = 0) -> None:
     """Runs everything on the embedded emoji model without a network or a GPU."""
-    _quiet_prefect()
+    quiet_prefect()
     from popalign_core.execution import Execution
     from popalign_core.presets import chosen_config
     from tasks.resume import RunStart
@@ -77,12 +78,12 @@ def run(
     resume: Annotated[str, typer.Option(help="A run id, or latest: goes on with what was started last.")] = "",
 ) -> None:
     """Runs a preset from prompts to decision; the same run id goes on where it stopped."""
-    _quiet_prefect()
+    quiet_prefect()
     from popalign_core.errors import InvalidInput
     from popalign_core.presets import chosen_config
     from tasks.resume import RunStart, started_run
 
-    changes, execution = _split_execution(settings or [])
+    changes, execution = split_execution(settings or [])
     if resume:
         if preset or run_id or changes:
             raise InvalidInput(
@@ -110,25 +111,9 @@ def status(workspace: WorkspaceOption = Path("workspace")) -> None:
         for service in services:
             running.add_row(service.what, service.pid, service.state, escape(service.detail))
         console.print(running)
-    table = Table("run", "images", "models", "decision")
+    table = Table("run", "images", "models", "throughput", "decision")
     for row in run_states(Workspace.open(workspace)):
         table.add_row(*row)
-    console.print(table)
-
-
-@app.command()
-def sql(query: str, workspace: WorkspaceOption = Path("workspace")) -> None:
-    """Runs a read-only DuckDB query over all committed tables."""
-    from storage.catalog import query as run_query
-    from storage.catalog import rebuild_catalog
-    from storage.layout import Workspace
-
-    place = Workspace.open(workspace)
-    rebuild_catalog(place)
-    found = run_query(place, query)
-    table = Table(*map(escape, found.column_names))
-    for row in found.to_pylist():
-        table.add_row(*(f"{value:.4g}" if isinstance(value, float) else escape(str(value)) for value in row.values()))
     console.print(table)
 
 
@@ -143,25 +128,23 @@ def report(run_id: str, workspace: WorkspaceOption = Path("workspace")) -> None:
     console.print(str(write_report.fn(str(place.root), run_id, run_config(str(place.root), run_id))))
 
 
-for _command in (plan, up, down, setup, models, promote, rollback, export, gc):
+for _command in (sql, show, plan, compare_samplers, up, down, setup, models, promote, rollback, export, gc, axis):
     app.command()(_command)
-
-
-def _split_execution(settings: list[str]) -> "tuple[list[str], Execution]":
-    """Settings of the run, and where it is to be done: those that begin with execution."""
-    from popalign_core.execution import parse_execution
-
-    where = [setting.removeprefix("execution.") for setting in settings if setting.startswith("execution.")]
-    return [setting for setting in settings if not setting.startswith("execution.")], parse_execution(where)
+app.add_typer(catalog, name="catalog")
+app.add_typer(study, name="study")
+app.add_typer(audit, name="audit")
 
 
 def _execute(started: "RunStart", workspace: Path, execution: "Execution", again: str) -> None:
     from storage.layout import Workspace
     from storage.locks import run_lock
     from tasks.inputs import check_inputs
+    from tasks.memory_plan import STAGES, require_memory
 
     # What can be refused is refused before Prefect's server starts.
     check_inputs(started.config)
+    if execution.placement in ("auto", "process"):
+        require_memory(started.config, execution, *STAGES)
     with run_lock(Workspace.open(workspace), started.run_id):
         pass
     from flows.debias import debias
@@ -172,7 +155,7 @@ def _execute(started: "RunStart", workspace: Path, execution: "Execution", again
     console.print(f"run [bold]{started.run_id}[/] in {escape(place)} (stop with Ctrl-C; {escape(again)} goes on)")
     clock = time.monotonic()
     with terminal_progress():
-        state = _without_heartbeat(
+        state = without_heartbeat(
             lambda: debias(
                 started.run_id,
                 cast("PresetName", started.preset),
@@ -194,28 +177,3 @@ def _show(summary: "RunSummary", workspace: Path) -> None:
     console.print(f"[bold]{summary.verdict}[/]: {escape(summary.reason)}")
     console.print(f"report: {escape(summary.report)}")
     console.print(f'tables: popalign sql -w {escape(str(workspace))} "FROM comparisons"')
-
-
-def _quiet_prefect() -> None:
-    """Before anything is imported that reads these: tqdm does, and torch imports it.
-
-    The terminal shows progress bars; Prefect's log stays in its user interface.
-    """
-    # CRITICAL: an error is shown once, by main(), and not as a traceback of every flow above it.
-    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
-    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
-    # A busy machine takes longer than the 20 s that Prefect waits for its own server.
-    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "180")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
-    os.environ.setdefault("TQDM_DISABLE", "1")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
-
-
-def _without_heartbeat(call: Callable[[], T]) -> T:
-    """In one process nobody watches a heartbeat, and joining its thread costs a second a flow."""
-    from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
-
-    with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
-        return call()

@@ -11,10 +11,12 @@ from flows.expansion import expansion
 from flows.holding import holding
 from flows.outcome import outcome
 from flows.placement import resolved
+from flows.repetition import repeat_training
 from popalign_core.config import RunConfig
 from popalign_core.execution import AUTO, Execution
 from popalign_core.presets import PresetName, chosen_config
 from tasks.inputs import check_inputs
+from tasks.memory_plan import STAGES, require_memory
 from tasks.publishing import publish_run
 from tasks.reporting import write_report
 from tasks.run import run_tags
@@ -45,10 +47,13 @@ def debias(
     chosen = chosen_config(preset_name, settings, config)
     check_inputs(chosen)
     place = resolved(execution)
+    if place.placement == "process":  # before hours of sampling, and not only before the training
+        require_memory(chosen, place, *STAGES)
     with holding(workspace, run_id), run_tags(preset_name, chosen):
         expansion(run_id, preset_name, workspace, chosen)
         kept = alignment(run_id, workspace, chosen, place)
         assessment(run_id, kept, workspace, chosen, place)
+        repeat_training(run_id, kept, workspace, chosen, place)
         report = write_report(workspace, run_id, chosen)
         summary = summarize_run(workspace, run_id, str(report))
         publish_run(workspace, run_id, summary)

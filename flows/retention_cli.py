@@ -21,17 +21,24 @@ def plan(
     run_id: Annotated[str, typer.Option(help="A run of the workspace: counts only what it has left.")] = "",
     workspace: WorkspaceOption = Path("workspace"),
 ) -> None:
-    """Shows what a run would draw and train, how long and on how much disk, without doing it."""
+    """Shows what a run would draw and train, how long, on how much disk and in how much memory, without doing it."""
+    from tasks.memory_plan import memory_rows
     from tasks.plan import planned_work
 
-    found = planned_work(_planned_config(preset, settings or [], run_id, workspace), str(workspace), run_id)
-    table = Table("stage", "work", "rate", "device time", "disk")
+    config = _planned_config(preset, settings or [], run_id, workspace)
+    found = planned_work(config, str(workspace), run_id)
+    table = Table("stage", "work", "rate", "arithmetic", "device time", "disk")
     for row in found.rows:
         table.add_row(*map(escape, row.cells()))
     table.add_section()
     table.add_row(*map(escape, found.total.cells()), style="bold")
     console.print(table)
-    for note in found.notes:
+    memory = Table("memory of", "at", "needed", "GiB of")
+    rows, notes = memory_rows(config)
+    for row in rows:
+        memory.add_row(*map(escape, (row.stage, row.setting, row.needed, row.parts)))
+    console.print(memory)
+    for note in (*found.notes, *notes):
         console.print(escape(note), highlight=False)
     console.print(f"{found.free_bytes / 1e9:,.1f} GB are free in {escape(str(workspace.absolute()))}", highlight=False)
     if found.warning:

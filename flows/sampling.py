@@ -7,6 +7,7 @@ from flows.placement import resolved, run_shards
 from popalign_core.config import RunConfig
 from popalign_core.execution import AUTO, Execution
 from storage.artifacts import ArtifactRef
+from tasks.memory_plan import require_memory
 from tasks.progress import expect
 from tasks.run import run_config
 from tasks.sampling import images_missing, plan_shards, sample_shard
@@ -37,7 +38,10 @@ def sampling(
         shards = plan_shards(workspace, run_id, settings, model_id, purpose)
         missing = missing_samples(workspace, run_id, settings, model_id, purpose)
         work = f"sampling {model_id} {purpose}"
+        place = resolved(execution)
         if missing:
+            if place.placement != "ray":  # whose nodes are other machines
+                require_memory(settings, place, "sampling")
             expect(work, images_missing(shards, settings), "images")
-        run_shards(sample_shard, missing, resolved(execution), settings, work=work)
+        run_shards(sample_shard, missing, place, settings, work=work)
     return shards

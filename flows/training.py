@@ -8,14 +8,16 @@ from popalign_core.config import RunConfig
 from popalign_core.execution import AUTO, Execution
 from storage.artifacts import ArtifactRef
 from tasks.alignment import align_round
+from tasks.memory_plan import require_memory
 from tasks.progress import expect
 from tasks.run import reference, run_config
 from tasks.shards import claim_each, missing_models
+from tasks.training_order import trained_model
 from tasks.training_processes import TrainingProcesses
 
 
 @flow(name="training", flow_run_name="training {run_id} round {round_index}")
-def training(
+def training(  # noqa: PLR0913 - the form of a deployment
     run_id: str,
     parent_id: str = "base",
     round_index: int = 1,
@@ -23,6 +25,7 @@ def training(
     workspace: str = "",
     config: RunConfig | None = None,
     execution: Execution = AUTO,
+    seed_index: int = 0,
 ) -> ArtifactRef:
     """Fine-tunes the parent model on a round's preferences; goes on from the last checkpoint.
 
@@ -34,16 +37,20 @@ def training(
         workspace: Folder of the workspace; empty = the worker's own.
         config: Instead of the configuration that the run was started with.
         execution: Where the work is done.
+        seed_index: 0 = the run's own training; any other is the round again with another training seed.
     """
     settings, execution = run_config(workspace, run_id, config), resolved(execution)
     with holding(workspace, run_id):
         preferences = reference(workspace, run_id, "populations", f"round-{drawn}")
-        missing = missing_models(workspace, run_id, round_index)
+        if settings.alignment.objective == "reward":
+            preferences = reference(workspace, run_id, "prompts", "all")
+        missing = missing_models(workspace, run_id, round_index, seed_index)
         processes = TrainingProcesses(
             execution.training_processes, execution.training_hosts, execution.training_rendezvous
         )
         # Several hosts make the same call and find each other; one host's call keeps others away.
         for _ in claim_each(missing) if processes.hosts == 1 else missing:
-            expect(f"alignment round-{round_index}", settings.alignment.steps, "steps")
-            align_round(preferences, settings, parent_id, round_index, processes)
-    return reference(workspace, run_id, "models", f"round-{round_index}")
+            require_memory(settings, execution, "training")
+            expect(f"alignment {trained_model(round_index, seed_index)}", settings.alignment.steps, "steps")
+            align_round(preferences, settings, parent_id, round_index, processes, seed_index)
+    return reference(workspace, run_id, "models", trained_model(round_index, seed_index))

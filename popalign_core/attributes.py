@@ -56,10 +56,14 @@ class PerceivedCouple(StrEnum):
 
 @dataclass(frozen=True)
 class Axis:
-    """One attribute axis. groups: ordered and complete; a population has a count for each, zero included."""
+    """One attribute axis. groups: ordered and complete; a population has a count for each, zero included.
+
+    whole_scene: whether it is about all people in a picture together, so that no single face can show it.
+    """
 
     name: str
     groups: tuple[str, ...]
+    whole_scene: bool = False
 
     def index(self, group: str) -> int:
         """Position of a group. Raises: UnknownName."""
@@ -79,7 +83,7 @@ AXES = {
         Axis("perceived_race", tuple(PerceivedRace)),
         Axis("perceived_skin_tone", tuple(PerceivedSkinTone)),
         Axis("perceived_age", tuple(PerceivedAge)),
-        Axis("perceived_couple", tuple(PerceivedCouple)),
+        Axis("perceived_couple", tuple(PerceivedCouple), whole_scene=True),
     )
 }
 CROSSING = " & "

@@ -9,13 +9,21 @@ import numpy as np
 
 from popalign_core.attributes import Axis
 
+# uint8 (n, h, w, 3), or n arrays (h, w, 3) of several sizes.
+Pictures = np.ndarray | Sequence[np.ndarray]
+
 
 class Status(StrEnum):
-    """What a classifier could say of an image on an axis. Only `ok` carries a group that is counted."""
+    """What a classifier could say of an image on an axis. Only `ok` carries a group that is counted.
+
+    no_face: somebody is there, and no face was found. several: several people, and no rule to choose a label.
+    """
 
     OK = "ok"
     LOW_CONFIDENCE = "low_confidence"
     NO_PERSON = "no_person"
+    NO_FACE = "no_face"
+    SEVERAL = "several"
     ERROR = "error"
 
 
@@ -47,8 +55,8 @@ class AttributeClassifier(Protocol):
         """Name and digest of weights, as it stands in every row."""
         ...
 
-    def probabilities(self, images: np.ndarray, axes: Sequence[Axis]) -> list[AxisProbabilities]:
-        """One entry an axis. images: uint8 (n, h, w, 3)."""
+    def probabilities(self, images: Pictures, axes: Sequence[Axis]) -> list[AxisProbabilities]:
+        """One entry an axis."""
         ...
 
 

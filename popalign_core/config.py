@@ -1,20 +1,16 @@
 """What a run does: one small frozen model a stage, and named presets. Drives the CLI, `prefect.yaml` and the form."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+from pydantic import Field, PositiveInt, ValidationError, model_validator
 
+from popalign_core.alignment_config import AlignmentConfig as AlignmentConfig
+from popalign_core.alignment_config import RewardConfig as RewardConfig
 from popalign_core.attributes import AXES
 from popalign_core.errors import InvalidInput, UnknownName
-
-AxisName = Literal["perceived_gender", "perceived_race", "perceived_skin_tone", "perceived_age", "perceived_couple"]
-Share = Annotated[float, Field(ge=0, le=1)]
-
-
-class StageConfig(BaseModel):
-    """Frozen; an unknown key is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+from popalign_core.sampling_config import AccelerationConfig as AccelerationConfig
+from popalign_core.sampling_config import SamplingConfig as SamplingConfig
+from popalign_core.stage_config import AxisName, Share, StageConfig
 
 
 class ExpansionConfig(StageConfig):
@@ -37,25 +33,6 @@ class ExpansionConfig(StageConfig):
     ] = 0
 
 
-class SamplingConfig(StageConfig):
-    """How images are drawn. Everything here is part of the sampler's fingerprint."""
-
-    scheduler: Annotated[Literal["ddim", "euler", "dpm++"], Field(title="Scheduler")] = "ddim"
-    steps: Annotated[PositiveInt, Field(title="Steps")] = 30
-    guidance_scale: Annotated[float, Field(title="Guidance", ge=1, description="1 = none.")] = 5.0
-    image_size: Annotated[
-        int, Field(title="Image side", ge=0, description="Pixels; 0 = the size the model was trained at.")
-    ] = 0
-    batch_size: Annotated[PositiveInt, Field(title="Batch", description="Images in one fixed batch shape.")] = 8
-    shard_size: Annotated[
-        PositiveInt, Field(title="Shard", description="Images in one committed shard: what a crash can cost.")
-    ] = 256
-    dtype: Annotated[Literal["float32", "bfloat16", "float16"], Field(title="Number format")] = "float32"
-    attention: Annotated[Literal["default", "cudnn", "flash", "efficient", "math"], Field(title="Attention kernel")] = (
-        "default"
-    )
-
-
 class ImageCounts(StageConfig):
     """How many images are drawn for what. More images lower the sampling floor sqrt((1 - 1/K) / n)."""
 
@@ -76,19 +53,57 @@ class ClassificationConfig(StageConfig):
         str, Field(title="Builder", description="open_clip model: embedded name, folder, or architecture@pretrained.")
     ] = "emoji-clip"
     judge: Annotated[
-        str, Field(title="Judge", description="Independent classifiers: embedded name or a folder with one an axis.")
+        str,
+        Field(
+            title="Judge",
+            description="Independent classifiers: embedded name, folder with one an axis, or axis=hub id,axis=hub id.",
+        ),
     ] = "emoji-heads"
     min_confidence: Annotated[Share, Field(title="Least confidence")] = 0.6
     max_unclassified: Annotated[
         Share,
         Field(title="Most unclassified", description="The run stops if the base model shows more unknowns than this."),
     ] = 0.5
+    agreement: Annotated[
+        bool,
+        Field(
+            title="Agreement",
+            description="The builder labels held-out images too, and how far it agrees with the judge is reported.",
+        ),
+    ] = True
 
     @model_validator(mode="after")
     def _two_classifiers(self) -> "ClassificationConfig":
         if self.builder == self.judge:
             raise ValueError("builder and judge are the same model: preferences would be judged by their own maker")
         return self
+
+
+class DetectionConfig(StageConfig):
+    """Who is looked for in an image before it is classified; both empty = nobody, and images are classified whole."""
+
+    persons: Annotated[
+        str, Field(title="Persons", description="Object detector of transformers: folder or hub id; empty = off.")
+    ] = ""
+    faces: Annotated[
+        str, Field(title="Faces", description="The same with a class `face`; then faces are classified, not persons.")
+    ] = ""
+    min_confidence: Annotated[Share, Field(title="Least confidence", description="Of a box that counts.")] = 0.5
+    several: Annotated[
+        Literal["largest", "all", "none"],
+        Field(
+            title="Several people",
+            description="The image's label: the largest one's, one that all share, or none (status several).",
+        ),
+    ] = "largest"
+    margin: Annotated[
+        Share, Field(title="Margin", description="Around a box, on each side, as a share of its longer side.")
+    ] = 0.25
+
+    @property
+    def on(self) -> bool:
+        """Whether anybody is looked for."""
+        return bool(self.persons or self.faces)
 
 
 class PopulationsConfig(StageConfig):
@@ -120,63 +135,6 @@ class PopulationsConfig(StageConfig):
         return self.overshoot if not self.overshoot_axes or axis in self.overshoot_axes else 0.0
 
 
-class AlignmentConfig(StageConfig):
-    """How the model is moved, in rounds that each end with a measurement on validation prompts."""
-
-    objective: Annotated[Literal["popalign", "popalign_exact", "dpo", "sft"], Field(title="Objective")] = "popalign"
-    rounds: Annotated[PositiveInt, Field(title="Rounds")] = 3
-    redraw: Annotated[
-        bool,
-        Field(title="Redraw", description="Each round from the current model's own images; off: one long training."),
-    ] = True
-    steps: Annotated[PositiveInt, Field(title="Steps a round")] = 25
-    pairs_per_step: Annotated[PositiveInt, Field(title="Pairs a step")] = 32
-    learning_rate: Annotated[float, Field(title="Learning rate", gt=0)] = 4e-5
-    learning_rate_schedule: Annotated[
-        Literal["constant", "cosine"], Field(title="Schedule", description="Cosine: to 0 within every training.")
-    ] = "constant"
-    round_decay: Annotated[
-        float, Field(title="Decay", gt=0, le=1, description="Learning rate of a round by that of the one before.")
-    ] = 1.0
-    beta: Annotated[
-        float, Field(title="Beta", gt=0, description="On mean squared error a latent element; logged in natural units.")
-    ] = 500.0
-    anchor_weight: Annotated[float, Field(title="Anchor", ge=0, description="Weight of the winners' own error.")] = (
-        100.0
-    )
-    preserve_weight: Annotated[
-        float, Field(title="Preserve", ge=0, description="Weight of staying where the caption names the groups.")
-    ] = 0.0
-    first_timestep: Annotated[
-        int, Field(title="First timestep", ge=0, description="Less noise than this is not trained on; 0 = all.")
-    ] = 0
-    caption_dropout: Annotated[
-        Share, Field(title="Dropout", description="Share of pairs trained under the empty caption.")
-    ] = 0.1
-    caption_mixing: Annotated[
-        float,
-        Field(title="Mixing", ge=0, le=1, description="Each caption is moved up to this share of the way to another."),
-    ] = 0.0
-    trainable: Annotated[
-        Literal["all", "conditioning"],
-        Field(title="Trainable part", description="All of the UNet, or only where the caption enters."),
-    ] = "all"
-    lora_rank: Annotated[int, Field(title="LoRA rank", ge=0, description="0 = full fine-tuning of the UNet.")] = 0
-    winner_preserving: Annotated[
-        bool, Field(title="Winner-preserving", description="Hold back pushes from a loser that would harm its winner.")
-    ] = False
-    ema_decay: Annotated[
-        float | None,
-        Field(title="Average", ge=0, lt=1, description="Keep a moving average of the weights with this decay."),
-    ] = None
-    gradient_checkpointing: Annotated[
-        bool, Field(title="Gradient checkpointing", description="Computes activations twice instead of keeping them.")
-    ] = False
-    checkpoint_steps: Annotated[
-        PositiveInt, Field(title="Steps to a checkpoint", description="What a crash in the middle of a round can cost.")
-    ] = 50
-
-
 class AssessmentConfig(StageConfig):
     """When a model is promoted."""
 
@@ -201,17 +159,20 @@ class RunConfig(StageConfig):
         str,
         Field(
             title="UNet of the model",
-            description="Folder of a UNet in the place of the base model's, with its LoRA, if any, already in it.",
+            description="Folder of a UNet or transformer in the place of the base model's, its LoRA already in it.",
         ),
     ] = ""
     seed: Annotated[int, Field(title="Seed", ge=0)] = 0
     device: Annotated[str, Field(title="Device", description="auto, cpu, cuda, cuda:1 ...")] = "auto"
     expansion: Annotated[ExpansionConfig, Field(title="Expansion")] = ExpansionConfig()
     sampling: Annotated[SamplingConfig, Field(title="Sampling")] = SamplingConfig()
+    acceleration: Annotated[AccelerationConfig, Field(title="Acceleration of sampling")] = AccelerationConfig()
     images: Annotated[ImageCounts, Field(title="Images")] = ImageCounts()
     classification: Annotated[ClassificationConfig, Field(title="Classification")] = ClassificationConfig()
+    detection: Annotated[DetectionConfig, Field(title="Detection")] = DetectionConfig()
     populations: Annotated[PopulationsConfig, Field(title="Populations")] = PopulationsConfig()
     alignment: Annotated[AlignmentConfig, Field(title="Alignment")] = AlignmentConfig()
+    reward: Annotated[RewardConfig, Field(title="Reward")] = RewardConfig()
     assessment: Annotated[AssessmentConfig, Field(title="Assessment")] = AssessmentConfig()
 
     @model_validator(mode="after")
@@ -222,21 +183,39 @@ class RunConfig(StageConfig):
             raise ValueError("counterfactual winners are drawn one by one: set images.train_specific to 0")
         return self
 
+    @model_validator(mode="after")
+    def _weights_to_fuse(self) -> "RunConfig":
+        if self.acceleration.fused_projections and self.alignment.lora_rank:
+            raise ValueError(
+                "acceleration.fused_projections leaves out a LoRA beside the weights: turn one of them off"
+            )
+        return self
+
 
 def with_settings(config: RunConfig, settings: dict[str, str]) -> RunConfig:
     """A copy with dotted keys replaced ("sampling.steps" -> "20"), everything checked again. Raises: InvalidInput."""
     values: dict[str, Any] = config.model_dump(mode="json")
-    stages: dict[str, dict[str, Any]] = {name: values[name] for name in values if isinstance(values[name], dict)}
     for key, value in settings.items():
-        part, _, field = key.partition(".")
-        target: dict[str, Any] = stages.get(part, {}) if field else values
-        name = field or part
-        if name not in target or (not field and part in stages):
-            known = [f"{stage}.{name}" for stage, fields in stages.items() for name in fields]
-            known += [name for name in values if name not in stages]
-            raise UnknownName(kind="setting", got=key, known=known)
+        *parts, name = key.split(".")
+        target: dict[str, Any] | None = values
+        for part in parts:
+            target = _part(target, part)
+        if target is None or name not in target or _part(target, name) is not None:
+            raise UnknownName(kind="setting", got=key, known=_setting_names(values))
         target[name] = [part.strip() for part in value.split(",")] if isinstance(target[name], list) else value
     return parse_config(values)
+
+
+def _part(values: dict[str, Any] | None, name: str) -> dict[str, Any] | None:
+    """A stage, or a part of one; None if there is none of that name."""
+    found = (values or {}).get(name)
+    return cast("dict[str, Any]", found) if isinstance(found, dict) else None
+
+
+def _setting_names(values: dict[str, Any]) -> list[str]:
+    """Dotted, those of the stages first."""
+    nested = [f"{name}.{inner}" for name in values for inner in _setting_names(_part(values, name) or {})]
+    return [*nested, *(name for name in values if _part(values, name) is None)]
 
 
 def parse_config(values: object) -> RunConfig:

@@ -48,5 +48,15 @@ class TrainingDiverged(PopalignError):
     )
 
 
+class LossSpike(TrainingDiverged):
+    """The loss jumped far above those before it; nothing was committed."""
+
+    template = (
+        "the loss jumped to {loss:.4g} at step {step}, {score:.1f} robust standard deviations above the last ones "
+        "(alignment.spike_limit is {limit}); training stopped and committed nothing. Lower alignment.learning_rate or "
+        "alignment.beta, or raise the limit."
+    )
+
+
 class LostProcess(PopalignError, ConnectionError):
     """A process or host that a training was shared with is gone. An OSError: worth another try."""

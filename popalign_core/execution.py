@@ -43,6 +43,10 @@ class Execution(StageConfig):
     gpus_per_shard: Annotated[
         float, Field(title="GPUs a shard", ge=0, description="What Ray reserves for a shard; fractions share a GPU.")
     ] = 0.0
+    memory_check: Annotated[
+        bool,
+        Field(title="Memory check", description="Refuse before loading what cannot fit on the device; off: try it."),
+    ] = True
 
     @property
     def shard_timeout_seconds(self) -> float | None:

@@ -136,9 +136,10 @@ def group_positions(samples: Sequence[LabelledSample], plan: PopulationPlan) -> 
 
 def _labels(samples: Sequence[LabelledSample], position: int) -> list[str | None]:
     """Labels on the measured axis at a position; a cell with an unknown part is unknown on the crossed axis."""
-    return [_crossed(sample.cell) if position >= len(sample.cell) else sample.cell[position] for sample in samples]
+    return [crossed_label(sample.cell) if position >= len(sample.cell) else sample.cell[position] for sample in samples]
 
 
-def _crossed(cell: tuple[str | None, ...]) -> str | None:
+def crossed_label(cell: tuple[str | None, ...]) -> str | None:
+    """The group of the crossed axis; unknown where a part is."""
     known = [group for group in cell if group is not None]
     return CROSSING.join(known) if len(known) == len(cell) else None

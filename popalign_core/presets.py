@@ -6,6 +6,7 @@ from typing import Literal
 from popalign_core.config import (
     AlignmentConfig,
     ClassificationConfig,
+    DetectionConfig,
     ExpansionConfig,
     ImageCounts,
     PopulationsConfig,
@@ -40,9 +41,16 @@ _SDXL = RunConfig(
     sampling=SamplingConfig(steps=30, batch_size=16, dtype="bfloat16"),
     images=ImageCounts(train_neutral=100, train_specific=10, validation=48, evaluation=100, trained=0, obedience=10),
     classification=ClassificationConfig(builder="ViT-L-14@datacomp_xl_s13b_b90k", judge="./judges/fairface"),
+    detection=DetectionConfig(persons="PekingU/rtdetr_v2_r50vd"),
     populations=PopulationsConfig(size=100),
     alignment=AlignmentConfig(
-        steps=250, pairs_per_step=8, learning_rate=1e-5, beta=5000, lora_rank=16, gradient_checkpointing=True
+        steps=250,
+        pairs_per_step=8,
+        learning_rate=1e-5,
+        beta=5000,
+        lora_rank=16,
+        gradient_checkpointing=True,
+        mixed_precision=True,
     ),
 )
 _PAPER = _SDXL.model_copy(
@@ -60,6 +68,7 @@ _PAPER = _SDXL.model_copy(
             anchor_weight=0,
             lora_rank=0,
             gradient_checkpointing=True,
+            mixed_precision=True,
         ),
     }
 )

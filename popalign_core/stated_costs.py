@@ -17,7 +17,9 @@ _EMOJI_PASS, _EMOJI_CLASSIFICATION, _EMOJI_PAIR = 0.0034, 0.0009, 0.030
 _EMOJI_MEASUREMENT = _SDXL_MEASUREMENT = 0.009
 _EMOJI_SIDE = 64
 IMAGE_BYTES_PER_PIXEL = 1.5  # lossless WebP of a photograph-like picture
-TABLE_BYTES_PER_IMAGE = 300
+_ROW_BYTES_PER_IMAGE = 300
+# Vectors of the builder's model in float32: 64 numbers; 768 of ViT-L/14, of the image and of a person in it.
+_EMOJI_VECTOR_BYTES, _SDXL_VECTOR_BYTES = 4 * 64, 2 * 4 * 768
 SDXL_UNET_PARAMETERS = 2_567_463_684
 SDXL_CONDITIONING_PARAMETERS = 550_915_840
 # Elements a rank on to_q, to_k, to_v and to_out.0: of all attention, and of cross-attention.
@@ -36,6 +38,11 @@ def native_side(model: str) -> int:
     return _EMOJI_SIDE if model in EMBEDDED else _SDXL_SIDE
 
 
+def table_bytes(model: str) -> int:
+    """Bytes of all tables for one image, the image's own not among them."""
+    return _ROW_BYTES_PER_IMAGE + (_EMOJI_VECTOR_BYTES if model in EMBEDDED else _SDXL_VECTOR_BYTES)
+
+
 def place_of(model: str, device: str) -> str:
     """Device that a stated cost is for, "cpu" or "gpu": with device auto a large model is taken to have a GPU."""
     if device == "auto":
@@ -49,11 +56,15 @@ def sampling_cost(model: str, place: str, side: int, dtype: str, passes: int) ->
 
 
 def training_cost(model: str, place: str, side: int, dtype: str, alignment: AlignmentConfig) -> Cost:
-    """Of one pair in a step: both images through policy (forward, twice that backward) and reference."""
+    """Of one pair in a step: both images through policy (forward, twice that backward) and reference.
+
+    Micro-batches take the policy forward once more, see `alignment.accumulation`.
+    """
     if model in EMBEDDED:
         return Cost(_EMOJI_PAIR, _source(model, place))
-    passes = 2 * (4 + alignment.gradient_checkpointing) * (2 if alignment.preserve_weight else 1)
-    trained_in = dtype if alignment.lora_rank else "float32"
+    measured_first = 0 < alignment.micro_batch < alignment.pairs_per_step and alignment.objective not in ("dpo", "sft")
+    passes = 2 * (4 + alignment.gradient_checkpointing + measured_first) * (2 if alignment.preserve_weight else 1)
+    trained_in = dtype if alignment.lora_rank else "bfloat16" if alignment.mixed_precision else "float32"
     return Cost(passes * _pass(model, place, side, trained_in), _source(model, place))
 
 

@@ -27,10 +27,10 @@ ASSESSED = ("evaluation", "trained", "obedience")
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images of one model for one purpose, each classified once. at_most: fewer where populations are at their target.
+    """Images of one model for one purpose. at_most: fewer where populations are at their target.
 
-    model_id: base, round-<n> or kept. purpose: "validation", "round-2", ...: what the keys of its shards begin with.
-    role: builder or judge, who classifies them.
+    model_id: base, round-<n>, kept or kept-seed-<k>. purpose: "validation", "round-2", ...: what the keys of its shards
+    begin with. role: builder or judge, who classifies them. seconded: the builder classifies them as well as the judge.
     """
 
     model_id: str
@@ -38,6 +38,7 @@ class ImageSet:
     images: int
     role: Literal["builder", "judge"]
     at_most: bool = False
+    seconded: bool = False
 
     @property
     def group(self) -> str:
@@ -87,20 +88,32 @@ def workload(config: RunConfig) -> Workload:
         return sum(prompts[part.kind][part.split] * part.per_prompt for part in slices(purpose, config.images))
 
     sets = [ImageSet(BASE, "validation", images("validation"), "builder")]
+    # A policy gradient draws its own, and keeps none of them.
+    own = config.alignment.objective == "reward"
     for number in range(1, config.alignment.rounds + 1):
-        if config.alignment.redraw or number == 1:
+        if not own and (config.alignment.redraw or number == 1):
             parent = f"round-{number - 1}" if number > 1 else BASE
             sets.append(ImageSet(parent, f"round-{number}", images("round"), "builder"))
             if config.populations.winners == "counterfactual":
                 most = neutral["train"] * config.images.train_neutral
                 sets.append(ImageSet(parent, f"counterfactual-{number}", most, "builder", at_most=True))
         sets.append(ImageSet(f"round-{number}", "validation", images("validation"), "builder"))
-    sets += [ImageSet(model, purpose, images(purpose), "judge") for model in (BASE, KEPT) for purpose in ASSESSED]
+    seconded = {"evaluation"} if config.classification.agreement else set[str]()
+    sets += [
+        ImageSet(model, purpose, images(purpose), "judge", seconded=purpose in seconded)
+        for model in (BASE, KEPT)
+        for purpose in ASSESSED
+    ]
     alignment = config.alignment
     trainings = [
         Training(f"round-{number}", alignment.steps, alignment.pairs_per_step)
         for number in range(1, alignment.rounds + 1)
     ]
+    # Trained like the kept model; without redraw that is all rounds at the most.
+    steps = alignment.steps * (1 if alignment.redraw else alignment.rounds)
+    for index in range(1, alignment.seeds):
+        sets.append(ImageSet(f"{KEPT}-seed-{index}", "evaluation", images("evaluation"), "judge"))
+        trainings.append(Training(f"{KEPT}-seed-{index}", steps, alignment.pairs_per_step))
     return Workload(neutral, specific, tuple(wanted for wanted in sets if wanted.images), tuple(trainings))
 
 

@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from storage.columns import UNITS
+from storage.columns import RUN, UNITS
+from storage.compaction import current_segments, files_of
 from storage.disk import disk_errors
 from storage.errors import CorruptArtifact, QueryFailed
 from storage.layout import Workspace
 from storage.locks import exclusive
+from storage.macros import MACROS, SCALARS
 from storage.registry import REGISTRY
 from storage.schemas import TABLES, schema
-from storage.tables import shard_paths
 
 # duckdb is imported where it is used: Prefect's log thread keeps modules alive past the interpreter's end, and one that
 # refers to duckdb then prints pages about leaks at the end of a run.
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 _EXPLAIN = re.compile(r"explain\s+(analyze\s+)?(\((analyze|format)\b[^()]*\)\s*)?", re.IGNORECASE)
 _READING = re.compile(r"(select|from|with|pivot|\()", re.IGNORECASE)
+_RUN_OF_PATH = "/runs/([^/]+)/[^/]+/[^/]+/[^/]+[.]parquet$"
 MESSAGE_LINES = 6
 VIEW = "model_registry"
 _VIEW_COMMENT = "one row a trained model: what it was made from, what was decided and measured, whether it is promoted"
@@ -66,9 +68,11 @@ def rebuild_catalog(workspace: Workspace) -> Path:
             leftover.unlink()
         with duckdb.connect(draft) as connection:
             connection.begin()
+            segments, run_ids = current_segments(workspace), workspace.run_ids()
             for name in TABLES:
-                _create_view(connection, name, shard_paths(workspace, name))
+                _create_view(connection, name, files_of(workspace, name, segments, run_ids))
             _create_registry_view(connection, workspace.root / REGISTRY)
+            _create_macros(connection)
             connection.commit()
         os.replace(draft, workspace.catalog)
     return workspace.catalog
@@ -109,11 +113,16 @@ def _create_view(connection: "duckdb.DuckDBPyConnection", name: str, paths: list
     types = {str(row[0]): str(row[1]) for row in connection.execute("DESCRIBE empty").fetchall()}
     connection.unregister("empty")
     # First an empty part: the columns are there before the stage has run, and whatever version wrote the files.
-    nulls = ", ".join(f'CAST(NULL AS {kind}) AS "{column}"' for column, kind in types.items())
+    # Most tables say their run themselves; images and latents are stored without it, and their paths have it.
+    run = "" if "run_id" in types else f"regexp_extract(filename, '{_RUN_OF_PATH}', 1) AS run_id, "
+    nulls = ("CAST(NULL AS VARCHAR) AS run_id, " if run else "") + ", ".join(
+        f'CAST(NULL AS {kind}) AS "{column}"' for column, kind in types.items()
+    )
     body = f"SELECT {nulls} WHERE false"
     if paths:
         files = ", ".join(_quoted(path) for path in paths)
-        body = f"({body}) UNION ALL BY NAME SELECT * FROM read_parquet([{files}], union_by_name = true)"
+        chosen, more = (f"{run}* EXCLUDE (filename)", ", filename = true") if run else ("*", "")
+        body = f"({body}) UNION ALL BY NAME SELECT {chosen} FROM read_parquet([{files}], union_by_name = true{more})"
     try:
         connection.execute(f'CREATE VIEW "{name}" AS {body}')
     except (duckdb.InvalidInputException, duckdb.IOException) as error:
@@ -122,10 +131,19 @@ def _create_view(connection: "duckdb.DuckDBPyConnection", name: str, paths: list
             "its folder and run again with the same run id."
         ) from error
     connection.execute(f'COMMENT ON VIEW "{name}" IS {_quoted(comment)}')
-    for column, _, meaning in columns:
+    for column, _, meaning in ([RUN] if run else []) + columns:
         plain = column.removesuffix("?")
         text = f"{meaning} [{UNITS[plain]}]" if plain in UNITS else meaning
         connection.execute(f'COMMENT ON COLUMN "{name}"."{plain}" IS {_quoted(text)}')
+
+
+def _create_macros(connection: "duckdb.DuckDBPyConnection") -> None:
+    for name, (parameters, comment, body) in SCALARS.items():
+        connection.execute(f"CREATE MACRO {name}({parameters}) AS {body}")
+        connection.execute(f"COMMENT ON MACRO {name} IS {_quoted(comment)}")
+    for name, macro in MACROS.items():
+        connection.execute(f"CREATE MACRO {name}({macro.parameters}) AS TABLE {macro.sql}")
+        connection.execute(f"COMMENT ON MACRO TABLE {name} IS {_quoted(macro.comment)}")
 
 
 def _create_registry_view(connection: "duckdb.DuckDBPyConnection", pointer: Path) -> None:

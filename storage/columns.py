@@ -7,6 +7,7 @@ RUN = ("run_id", STR, "run that wrote the row")
 MODEL = ("model_id", STR, "model that drew the image: base, round-1, round-2 ...")
 PROMPT = ("prompt_id", STR, "prompt, a hash of its text")
 SAMPLE = ("sample_id", STR, "image: model/prompt/index")
+REGION = ("region", I32, "0 = the whole image; else the position of a face or person, from 1, the largest first")
 SPLIT = ("split", STR, "train, validation or eval")
 JUDGE = ("judge_id", STR, "classifier that said so, with the digest of its weights")
 AXIS = ("axis", STR, "perceived attribute axis, or a crossed one joined by ' & '")
@@ -30,7 +31,10 @@ UNITS = {
     "seed": "1",
     "width": "px",
     "height": "px",
+    "region": "index",
+    **dict.fromkeys(("left", "top", "right", "bottom"), "px"),
     "confidence": "probability",
+    "vector": "1",
     "probabilities": "probability",
     "round": "index",
     "count": "images",
@@ -51,7 +55,16 @@ UNITS = {
     "gradient_norm": "1",
     "learning_rate": "1",
     "pairs": "pairs",
+    "reward": "1",
     "disparity": "1",
+    "quality": "100 x cosine",
+    "seed_index": "index",
+    "seeds": "seeds",
+    "mean": "1",
+    "deviation": "1",
+    "best": "1",
+    "worst": "1",
+    "peak_bytes": "bytes",
     "floor": "1",
     "value": "of `measure`",
     "low": "of the estimate",
@@ -67,6 +80,26 @@ UNITS = {
     "ratio_low": "1",
     "ratio_high": "1",
     "checks": "of the check",
+    "shape": "elements",
+    "option_index": "index",
+    "position": "index",
+    "inclusion_probability": "probability",
+    "auditors": "people",
+    "bound_low": "share",
+    "bound_high": "share",
+    "audited": "images",
+    "exact": "of `measure`",
+    "fast": "of `measure`",
+    "lost": "pairs",
+    "gained": "pairs",
+    "flip_rate": "share",
+    "flip_low": "share",
+    "flip_high": "share",
+    "p_value": "probability",
     "seconds": "s",
     "items": "images, rows or steps",
+    "ours": "of `unit`",
+    "peer": "of `unit`",
+    "repetitions": "repetitions",
+    "spread": "share",
 }

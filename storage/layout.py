@@ -64,6 +64,11 @@ class Workspace:
         return self.root / "runs"
 
     @property
+    def cache(self) -> Path:
+        """What can be removed at any time and is then computed again."""
+        return self.root / "cache"
+
+    @property
     def catalog(self) -> Path:
         """The DuckDB file."""
         return self.root / "catalog.duckdb"

@@ -1,7 +1,7 @@
 """The model registry: a pointer to the model in use and every move of it, in one file that changes in one step.
 
 registry.json                             the current model, and all moves, the oldest first
-registry/<run>.<model>.<digest>/unet/     a promoted adapter, merged into the UNet it was trained on
+registry/<run>.<model>.<digest>/unet/     a promoted adapter, merged into the UNet (or `transformer/`) it was trained on
 """
 
 import json
@@ -23,8 +23,8 @@ from storage.tables import read_artifact
 REGISTRY = "registry.json"
 VERSION = 1
 BASE = "base"
-# Where the weights of a model lie in its artifact, by its adapter.
-WEIGHTS = {"lora": "lora", "full": "unet"}
+# Where the weights of a model lie in its artifact, by its adapter: what of these it has.
+WEIGHTS = {"lora": ("lora",), "full": ("unet", "transformer")}
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,8 @@ class ModelEntry:
 
     def weights(self, workspace: Workspace) -> Path:
         """Folder of its weights."""
-        return self.reference(workspace).folder / WEIGHTS[self.adapter]
+        ref = self.reference(workspace)
+        return ref.folder / weights_part(ref, self.adapter)
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,13 @@ class Registry:
         return line[-2::-1]
 
 
+def weights_part(ref: ArtifactRef, adapter: str) -> str:
+    """The folder of a model's weights in its artifact, present or removed. Raises: NotCommitted, CorruptArtifact."""
+    files = read_manifest(ref).files
+    parts = WEIGHTS[adapter]
+    return next((part for part in parts if any(name.startswith(f"{part}/") for name in files)), parts[0])
+
+
 def model_entry(workspace: Workspace, run_id: str, model_id: str) -> ModelEntry:
     """A committed model whose weights are there. Raises: NotCommitted, RemovedArtifact, CorruptArtifact."""
     ref = ArtifactRef(str(workspace.root), run_id, "models", model_id)
@@ -90,7 +98,7 @@ def require_weights(workspace: Workspace, entry: ModelEntry) -> None:
     """Raises: NotCommitted; RemovedArtifact, CorruptArtifact without weights; ConflictingArtifact if written anew."""
     ref = entry.reference(workspace)
     manifest = read_manifest(ref)
-    part = WEIGHTS[entry.adapter]
+    part = weights_part(ref, entry.adapter)
     require_present(ref, part)
     files = [name for name in manifest.files if name.startswith(f"{part}/")]
     if not files or not all((ref.folder / name).is_file() for name in files):
@@ -106,7 +114,7 @@ def require_weights(workspace: Workspace, entry: ModelEntry) -> None:
 
 
 def merged_folder(workspace: Workspace, entry: ModelEntry) -> Path:
-    """Where the UNet with the adapter of a promoted model in it lies, once it was needed."""
+    """Where the denoiser with the adapter of a promoted model in it lies, once it was needed."""
     return workspace.root / "registry" / f"{entry.run_id}.{entry.model_id}.{entry.digest[:12]}"
 
 

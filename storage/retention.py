@@ -1,6 +1,6 @@
 """What old runs may lose: images, weights and checkpoints. Tables stay, and so do promoted models.
 
-    runs/<run>/samples/<key>/images.parquet      the bytes of images; `samples` beside it stays
+    runs/<run>/samples/<key>/images.parquet      the bytes of images, and latents.parquet; `samples` beside it stays
     runs/<run>/models/<key>/<part>/...           weights; `models` and `training_steps` beside them stay
     runs/<run>/.checkpoints/                     of trainings that did not end
     runs/<run>/<table>/<key>/removed.json        the tombstone: written before a file goes, never changed otherwise
@@ -35,7 +35,8 @@ from storage.tables import read_rows
 What = Literal["images", "checkpoints", "weights"]
 Decision = Literal["hold", "promote", "none"]
 Models = AbstractSet[tuple[str, str]]
-CHECKPOINTS, MOVED_CHECKPOINTS, IMAGES = ".checkpoints", "checkpoints~", "images.parquet"
+CHECKPOINTS, MOVED_CHECKPOINTS = ".checkpoints", "checkpoints~"
+IMAGES = ("images.parquet", "latents.parquet")
 DAY_SECONDS = 86400
 
 
@@ -177,7 +178,7 @@ def _parts(workspace: Workspace, run_id: str, protected: Models) -> Iterator[Par
         files = (path for folder in folders for path in folder.rglob("*"))
         yield Part("checkpoints", None, (), sum(path.stat().st_size for path in files if path.is_file()))
     for ref in committed_keys(workspace, run_id, "samples"):
-        yield from _part("images", ref, [name for name in read_manifest(ref).files if name == IMAGES])
+        yield from _part("images", ref, [name for name in read_manifest(ref).files if name in IMAGES])
     for ref in committed_keys(workspace, run_id, "models"):
         if (run_id, ref.key) not in protected:
             names = [name for name in read_manifest(ref).files if "/" in name and not name.endswith(".parquet")]

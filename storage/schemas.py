@@ -13,13 +13,14 @@ from storage.columns import (
     PROMPT,
     ROUND,
     RUN,
-    SAMPLE,
     SPLIT,
     STR,
     UNITS,
     TableSpec,
 )
 from storage.errors import SchemaMismatch
+from storage.image_schemas import IMAGE_TABLES
+from storage.people_schemas import PEOPLE_TABLES
 
 TABLES: dict[str, TableSpec] = {
     "runs": (
@@ -53,52 +54,7 @@ TABLES: dict[str, TableSpec] = {
             ("requested", pa.map_(STR, STR), "axis -> group that the text names"),
         ],
     ),
-    "counterfactuals": (
-        "one row an image that is drawn again as another group, from the same noise",
-        [
-            RUN,
-            ROUND,
-            PROMPT,
-            ("own_sample_id", STR, "the model's own image of the neutral prompt"),
-            SAMPLE,
-            ("target_prompt_id", STR, "the specific prompt that names the wanted groups"),
-            ("sample_index", I32, "position among the prompt's images; with the family it decides the noise"),
-        ],
-    ),
-    "samples": (
-        "one row an image",
-        [
-            RUN,
-            MODEL,
-            PROMPT,
-            ("sample_index", I32, "position among the prompt's images"),
-            SAMPLE,
-            ("seed", I64, "seed of the initial noise"),
-            ("width", I32, "pixels"),
-            ("height", I32, "pixels"),
-            ("image_sha256", STR, "hash of the stored bytes"),
-            ("sampler_fingerprint", STR, "everything that can move a pixel, hashed"),
-        ],
-    ),
-    "images": (
-        "the bytes of each image, beside `samples`",
-        [SAMPLE, ("image", pa.binary(), "lossless file"), ("format", STR, "webp")],
-    ),
-    "attributes": (
-        "one row an image, axis and classifier; no image is left out",
-        [
-            RUN,
-            MODEL,
-            SAMPLE,
-            PROMPT,
-            ("classifier_id", STR, "who said so, with the digest of its weights"),
-            AXIS,
-            ("label?", STR, "perceived group; null where there is no person"),
-            ("confidence", F32, "probability of the best group, 0 to 1"),
-            ("probabilities", pa.list_(F32), "of every group, in the axis's order"),
-            ("status", STR, "ok, low_confidence, no_person or error; only ok is counted"),
-        ],
-    ),
+    **IMAGE_TABLES,
     "populations": (
         "one row a population, axis and group, zeros included",
         [
@@ -151,17 +107,18 @@ TABLES: dict[str, TableSpec] = {
             RUN,
             MODEL,
             ("parent_model_id?", STR, "model it was trained from"),
-            ("objective", STR, "popalign, popalign_exact, dpo or sft"),
+            ("objective", STR, "popalign, popalign_exact, dpo, sft or reward"),
             ("adapter", STR, "full or lora"),
             ROUND,
             ("seed", I64, "seed of the training"),
             ("steps", I32, "optimizer steps from the parent"),
             ("beta", F64, "strength of the pull to the reference, on mean squared error a latent element"),
-            ("natural_beta?", F64, "the same in units of log-likelihood; null for sft"),
+            ("natural_beta?", F64, "the same in units of log-likelihood; null for sft and reward"),
             ("base_model?", STR, "base model as configured: pipeline + LoRA + UNet, as far as there are any"),
             ("base_digest?", STR, "digest of the base model's weights; of a hub id, of its name"),
             ("config_digest?", STR, "first 16 hex digits of the SHA-256 of the run's `config_json`"),
             ("data_run_id?", STR, "run that drew the images it was trained on"),
+            ("repeats_model_id?", STR, "model that it was trained like, with another training seed"),
         ],
     ),
     "training_steps": (
@@ -172,12 +129,15 @@ TABLES: dict[str, TableSpec] = {
             ROUND,
             ("step", I32, "finished steps of the training that the model belongs to, from 1"),
             ("loss", F64, "with the anchor"),
-            ("implicit_accuracy", F64, "share of pairs whose winner gained more on the reference than its loser"),
-            ("winner_margin", F64, "mean gain of winners on the reference, mean squared error"),
-            ("loser_margin", F64, "the same of losers"),
+            ("implicit_accuracy?", F64, "share of pairs whose winner gained more on the reference than its loser"),
+            ("winner_margin?", F64, "mean gain of winners on the reference, mean squared error"),
+            ("loser_margin?", F64, "the same of losers"),
             ("gradient_norm", F64, "before clipping"),
             ("learning_rate", F64, "of this step"),
-            ("pairs", I32, "pairs in the step"),
+            ("pairs", I32, "pairs in the step; 0 for reward, which has none and so no margins"),
+            ("reward?", F64, "of reward alone: mean of the images drawn for the step"),
+            ("drawn?", I32, "of reward alone: images drawn for the step"),
+            ("unknown?", I32, "of these without a group on some axis"),
         ],
     ),
     "validations": (
@@ -190,9 +150,15 @@ TABLES: dict[str, TableSpec] = {
             ("disparity", F64, "mean over validation prompts of the L2 discrepancy"),
             ("floor", F64, "what an even population of this size would show"),
             ("selected", pa.bool_(), "whether this model was kept"),
+            (
+                "quality?",
+                F64,
+                "mean CLIP score of the same images, where alignment.max_quality_drop is set",
+            ),
         ],
     ),
     **ASSESSMENT_TABLES,
+    **PEOPLE_TABLES,
     "timings": (
         "one row a piece of work; not part of a run's identity",
         [
@@ -202,6 +168,28 @@ TABLES: dict[str, TableSpec] = {
             ("seconds", F64, "wall time"),
             ("items", I64, "images, rows or steps"),
             ("device", STR, "cpu, cuda ..."),
+            ("peak_bytes?", I64, "most memory during a training: of the process on a CPU, allocated on a GPU"),
+            ("ended_at?", STR, "UTC, by the clock of the host that did it"),
+        ],
+    ),
+    "benchmarks": (
+        "one row a benchmark and time that it was run, in a workspace of their own (`make bench`)",
+        [
+            RUN,
+            ("name", STR, "what was measured"),
+            ("unit", STR, "of ours and peer; in one that ends in /s more is better, in any other less"),
+            ("ours", F64, "median of the repetitions"),
+            ("peer?", F64, "the same of what it is compared with"),
+            ("peer_name?", STR, "what it is compared with"),
+            ("ratio?", F64, "how many times better ours is: median over repetitions, each against the peer beside it"),
+            ("repetitions", I32, "how often each was measured, in turn"),
+            ("spread", F64, "of the ratio, without a peer of ours: largest less smallest, by the median"),
+            ("device", STR, "name of the processor, or of the accelerator"),
+            ("driver", STR, "of the accelerator; empty for a processor"),
+            ("versions_json", STR, "library versions as JSON"),
+            ("commit", STR, "of the checkout; + where it was edited"),
+            ("settings_json", STR, "sizes and settings of the measurement as JSON"),
+            ("measured_at", STR, "UTC"),
         ],
     ),
 }
@@ -209,16 +197,28 @@ TABLES: dict[str, TableSpec] = {
 # Tables that lie in another table's artifacts, written in the same commit.
 FOLDER = {
     "images": "samples",
+    "latents": "samples",
+    "region_attributes": "attributes",
     "preferences": "populations",
     "refusals": "populations",
     "yields": "populations",
     "training_steps": "models",
+    "seed_summaries": "seeds",
     "group_shares": "disparities",
     "comparisons": "disparities",
     "scores": "disparities",
+    "agreements": "disparities",
+    "status_counts": "disparities",
+    "confusion_matrices": "corrected_shares",
 }
 # Raised with every change of a table's columns. A column that is added must be nullable, or older files are refused.
-VERSIONS = dict.fromkeys(TABLES, 1) | {"populations": 2, "models": 2}
+VERSIONS = dict.fromkeys(TABLES, 1) | {
+    "populations": 2,
+    "models": 3,
+    "timings": 2,
+    "training_steps": 2,
+    "validations": 2,
+}
 
 
 def schema(table: str) -> pa.Schema:
@@ -241,10 +241,12 @@ _HEADER = """# Tables
 
 A workspace is a folder of runs. Every table is the union of the Parquet files
 `runs/<run_id>/<folder>/<key>/<table>.parquet` whose folder holds a `manifest.json`; a folder without one was never
-finished and is no data. `catalog.duckdb` in the workspace has a view of each table over all runs, with these comments:
-`popalign sql "SHOW TABLES"`, or open it with any DuckDB client. The views name absolute paths: after moving a
-workspace, any `popalign sql` writes the catalog again. One more view, `model_registry`, has a row a trained model:
-what it was made from, what was decided and measured, and whether it is the promoted one.
+finished and is no data. `catalog.duckdb` in the workspace has a view of each table over all runs, with these
+comments: `popalign sql "SHOW TABLES"`, or open it with any DuckDB client. The views name absolute paths: after moving
+a workspace, any `popalign sql` or `popalign catalog rebuild` writes the catalog again. The view `images` has the
+column run_id as well. Ready questions are macros of the catalog: see [queries.md](queries.md). One more view,
+`model_registry`, has a row a trained model: what it was made from, what was decided and measured, and whether it is
+the promoted one.
 
 A `?` after a column's name: it may be null. Unit `1`: a number without one. `MSE`: mean squared error of the predicted
 noise, a latent element. This file is written by `storage.schemas.document`, and a test keeps it true.

@@ -17,11 +17,12 @@ from storage.layout import Workspace
 from storage.schemas import FOLDER, VERSIONS, schema
 
 Row = Mapping[str, Any]
-# The bytes of images are compressed already; small row groups make a single image cheap to read.
-_IMAGE_SETTINGS = {
+OF_BYTES = ("images", "latents")
+ROW_GROUP = 64
+# Bytes that are compressed already, or cannot be; small row groups make a single image cheap to read.
+_BYTES_SETTINGS = {
     "compression": "none",
     "use_dictionary": False,
-    "row_group_size": 64,
     "write_statistics": ["sample_id"],  # the least and the greatest image would be stored again
 }
 _SETTINGS = {"compression": "zstd", "compression_level": 3}
@@ -42,9 +43,36 @@ def to_table(name: str, rows: Sequence[Row] | pa.Table) -> pa.Table:
 
 def write_rows(folder: Path, name: str, rows: Sequence[Row] | pa.Table) -> None:
     """Writes `<name>.parquet` into a staged folder. Raises: SchemaMismatch."""
-    settings = _IMAGE_SETTINGS if name == "images" else _SETTINGS
+    settings = {**_BYTES_SETTINGS, "row_group_size": ROW_GROUP} if name in OF_BYTES else _SETTINGS
     path = folder / f"{name}.parquet"
     pq.write_table(to_table(name, rows), path, version="2.6", write_page_checksum=True, **settings)
+
+
+class RowWriter:
+    """Writes a table of bytes as its rows come, in one thread: the file is the one that `write_rows` would write."""
+
+    def __init__(self, folder: Path, name: str):
+        """name: images or latents."""
+        self._name, self._waiting, self._written = name, cast("list[Row]", []), False
+        path = folder / f"{name}.parquet"
+        self._file = pq.ParquetWriter(path, schema(name), version="2.6", write_page_checksum=True, **_BYTES_SETTINGS)
+
+    def add(self, rows: Iterable[Row]) -> None:
+        """Further rows. Raises: SchemaMismatch."""
+        self._waiting += rows
+        while len(self._waiting) >= ROW_GROUP:
+            self._write(ROW_GROUP)
+
+    def close(self) -> None:
+        """Writes what is left, and the end of the file."""
+        if self._waiting or not self._written:
+            self._write(len(self._waiting))
+        self._file.close()
+
+    def _write(self, count: int) -> None:
+        rows, self._waiting = self._waiting[:count], self._waiting[count:]
+        self._file.write_table(to_table(self._name, rows), ROW_GROUP)
+        self._written = True
 
 
 def shard_paths(
@@ -99,6 +127,11 @@ def read_artifact(ref: ArtifactRef, name: str) -> list[dict[str, Any]]:
             "first."
         )
     return _read([str(path)], name, None, {}).to_pylist(maps_as_pydicts="strict")
+
+
+def read_file(path: str, name: str) -> pa.Table:
+    """All rows of a committed file, in today's columns. Raises: CorruptArtifact, SchemaMismatch, WorkspaceTooNew."""
+    return _read_file(path, name, schema(name), {})
 
 
 def read_images(

@@ -15,53 +15,36 @@ from prefect.cache_policies import NO_CACHE
 from popalign_core.alignment.adapters import Policy, substituted_weights
 from popalign_core.alignment.cache import AlignmentData
 from popalign_core.alignment.checkpoint import TrainingState
-from popalign_core.alignment.objective import nats_per_unit_error, natural_beta
+from popalign_core.alignment.policy_gradient import RewardData, train_on_reward
 from popalign_core.alignment.processes import Processes
-from popalign_core.alignment.settings import AlignmentSettings
 from popalign_core.alignment.trainer import StepRecord, train
-from popalign_core.config import AlignmentConfig, RunConfig
-from popalign_core.models.sdxl import SdxlModel, load_sdxl
-from popalign_core.models.trainable import make_policy, noise_schedule, save_weights
-from popalign_core.seeds import derive_seed
+from popalign_core.config import RunConfig
+from popalign_core.errors import InvalidInput, TrainingDiverged
+from popalign_core.models.loading import load_model
+from popalign_core.models.text_to_image import TextToImageModel
+from popalign_core.models.trainable import PassOptions, make_policy, save_weights
 from storage.artifacts import ArtifactRef, is_committed
 from storage.checkpoints import remove_checkpoints
 from storage.commit import staged_artifact
 from storage.errors import NotCommitted
 from storage.tables import write_rows
-from tasks.alignment_data import alignment_data
+from tasks.alignment_data import alignment_data, data_kind
+from tasks.memory import peak_bytes, reset_peak
 from tasks.progress import progress_of
-from tasks.registry import lineage
+from tasks.reward_data import reward_data
 from tasks.run import as_row, loaded_model, model_source, passes, timed
 from tasks.training_checkpoints import last_state, save_checkpoint
 from tasks.training_errors import same_outcome
 from tasks.training_order import WHOLE_TRAINING as WHOLE_TRAINING
 from tasks.training_order import RoundOrder, require_same_start
 from tasks.training_processes import ONE, Report, TrainingProcesses, run_processes
+from tasks.training_settings import alignment_settings, described_model
 
 if TYPE_CHECKING:
     from accelerate import Accelerator  # pyright: ignore[reportMissingTypeStubs]
 
 # A network disk shows another host's files a while later.
 SECONDS_UNTIL_SEEN = 120
-
-
-def alignment_settings(config: AlignmentConfig, seed: int, round_index: int) -> AlignmentSettings:
-    """The stage's part of the configuration as plain values.
-
-    Without `redraw` all rounds are one training, which the later ones take further.
-    """
-    names = "objective pairs_per_step learning_rate_schedule first_timestep beta anchor_weight preserve_weight "
-    names += "winner_preserving ema_decay caption_dropout caption_mixing"
-    values = config.model_dump(include=set(names.split()))
-    first, rounds = (round_index, 1) if config.redraw else (1, round_index)
-    return AlignmentSettings(
-        **values,
-        learning_rate=config.learning_rate * (config.round_decay ** (round_index - 1) if config.redraw else 1),
-        steps=rounds * config.steps,
-        schedule_steps=config.steps if config.redraw else config.rounds * config.steps,
-        seed=derive_seed(seed, "alignment", first),
-        timestep_sampling="stratified",
-    )
 
 
 @task(cache_policy=NO_CACHE, retries=2, retry_delay_seconds=5, retry_condition_fn=passes)
@@ -71,14 +54,20 @@ def align_round(
     parent_id: str,
     round_index: int,
     processes: TrainingProcesses = ONE,
+    seed_index: int = 0,
 ) -> ArtifactRef:
     """Trains from the parent model on a round's preferences; commits weights, `models` and `training_steps`.
+
+    seed_index: other than 0, the round again with another training seed.
+    preferences: the run's prompts instead, where the objective is `reward`, which draws its own images.
 
     A number that is none stops the training and commits nothing. processes: other than ONE, they are started here and
     end with this one; on several hosts the same call is made on each, and returns on all once the round is committed.
     Raises: LostProcess where one of several is gone; what was checkpointed is kept.
     """
-    order = RoundOrder(preferences, config, parent_id, round_index)
+    order = RoundOrder(preferences, config, parent_id, round_index, seed_index)
+    if config.alignment.objective == "reward" and processes.world > 1:
+        raise InvalidInput("the objective reward trains in one process: set training processes and hosts to 1.")
     if not is_committed(order.ref):
         loaded_model.cache_clear()  # the sampler makes room for policy and reference
         with progress_of(f"alignment {order.ref.key}") as advance:
@@ -87,7 +76,7 @@ def align_round(
                 train_round(order, report)
             else:
                 _train_in_processes(order, processes, report)
-    if config.alignment.redraw:  # a crash may have come between the commit and this
+    if config.alignment.redraw or seed_index:  # a crash may have come between the commit and this
         remove_checkpoints(*order.checkpoints)
     return order.ref
 
@@ -116,22 +105,29 @@ def train_round(order: RoundOrder, report: Report, accelerator: "Accelerator | N
     with same_outcome(processes):
         model, earlier_lora = _load_model(order, device)
     with _timing(ref, model.device.type, processes) as facts:
+        reset_peak(model.device)
         with same_outcome(processes):
-            data = alignment_data(order.preferences, model, named=order.config.alignment.preserve_weight > 0)
-            settings = alignment_settings(order.config.alignment, order.config.seed, order.round_index)
-            row = _described_model(order, model, data, settings, report)
+            data = _training_data(order, model)
+            kind = "none" if isinstance(data, RewardData) else data_kind(data)
+            report.say(f"latents of the training data: {kind}")
+            settings = alignment_settings(order.config, order.round_index, order.seed_index)
+            row = described_model(order, model, data, settings, report)
             policy = _policy(order.config, model, settings.seed, earlier_lora)
             state, records = last_state(policy, settings, order.checkpoints)
         require_same_start(processes, order, state.step)
-        steps = train(policy, data, settings, state=state, accelerator=accelerator)
+        if isinstance(data, RewardData):
+            steps = train_on_reward(policy, data, settings, state=state)
+        else:
+            steps = train(policy, data, settings, state=state, accelerator=accelerator)
         records = _followed(steps, order, state, records, processes, report)[-order.config.alignment.steps :]
-        facts["items"] = len(records)
+        facts |= {"items": len(records), "peak_bytes": peak_bytes(model.device)}
         with same_outcome(processes):
             if processes.is_first:
-                _commit(order, state, row, records, processes.share.processes)
+                facts_of_data = {"latents": kind}
+                _commit(order, state, row, records, facts_of_data | _facts_of_processes(processes))
 
 
-def _load_model(order: RoundOrder, device: str) -> tuple[SdxlModel, Path | None]:
+def _load_model(order: RoundOrder, device: str) -> tuple[TextToImageModel, Path | None]:
     """The parent model without an adapter of its own, and the folder of that adapter."""
     config, ref = order.config, order.ref
     source = model_source(ref.workspace, ref.run_id, config, order.parent_id)
@@ -139,35 +135,33 @@ def _load_model(order: RoundOrder, device: str) -> tuple[SdxlModel, Path | None]
     # Full fine-tuning needs float32 master weights.
     dtype = config.sampling.dtype if config.alignment.lora_rank else "float32"
     earlier = None if source.lora is None else Path(source.lora)
-    return load_sdxl(replace(source, lora=None), device=device or config.device, dtype=dtype), earlier
+    return load_model(replace(source, lora=None), device=device or config.device, dtype=dtype), earlier
 
 
-def _timing(ref: ArtifactRef, device: str, processes: Processes) -> AbstractContextManager[dict[str, int]]:
+def _training_data(order: RoundOrder, model: TextToImageModel) -> AlignmentData | RewardData:
+    if order.config.alignment.objective == "reward":
+        return reward_data(order, model)
+    named, kept = order.config.alignment.preserve_weight > 0, order.config.sampling.keep_latents
+    return alignment_data(order.preferences, model, named=named, kept_latents=kept)
+
+
+def _timing(ref: ArtifactRef, device: str, processes: Processes) -> AbstractContextManager[dict[str, int | None]]:
     if not processes.is_first:
         return nullcontext({"items": 0})
     world = processes.share.processes
     return timed(ref, "alignment", device if world == 1 else f"{world} x {device}")
 
 
-def _described_model(
-    order: RoundOrder, model: SdxlModel, data: AlignmentData, settings: AlignmentSettings, report: Report
-) -> dict[str, object]:
-    """The round's row of `models`."""
-    nats = nats_per_unit_error(noise_schedule(model), data.latent_elements, settings.first_timestep)
-    natural = natural_beta(settings.beta, nats, settings.objective, data.pairs_each)
-    report.say(f"beta {settings.beta:g} is {natural} in units of log-likelihood")
-    row = _model_row(order.ref, order.config, settings, natural)
-    return row | {"parent_model_id": order.parent_id, "round": order.round_index}
-
-
-def _policy(config: RunConfig, model: SdxlModel, seed: int, earlier_lora: Path | None) -> Policy:
+def _policy(config: RunConfig, model: TextToImageModel, seed: int, earlier_lora: Path | None) -> Policy:
     return make_policy(
         model,
         lora_rank=config.alignment.lora_rank,
         trainable=config.alignment.trainable,
         seed=seed,
         earlier_lora=earlier_lora,
-        gradient_checkpointing=config.alignment.gradient_checkpointing,
+        passes=PassOptions(
+            config.alignment.gradient_checkpointing, config.alignment.mixed_precision, config.alignment.compiled
+        ),
         image_size=config.sampling.image_size,
     )
 
@@ -180,47 +174,56 @@ def _followed(
     processes: Processes,
     report: Report,
 ) -> list[StepRecord]:
-    """Takes the steps to the end, and saves a checkpoint now and then; the records of all steps."""
+    """Takes the steps to the end, and saves a checkpoint now and then; the records of all steps.
+
+    Also the last sound state, where the training diverges: in all processes at the same step.
+    """
     config, settings = order.config.alignment, state.settings
     report.advance(max(0, state.step - (settings.steps - config.steps)))
-    for record in steps:
-        records.append(record)
-        report.advance(int(record.step > settings.steps - config.steps))
-        # The last state is what a later round goes on from, where it does.
-        last = record.step == settings.steps and not config.redraw
-        if last or record.step % config.checkpoint_steps == 0:
-            with same_outcome(processes):
-                if processes.is_first:
-                    save_checkpoint(state, records, order.checkpoints)
+
+    saved = state.step  # what was loaded, or the beginning
+
+    def save() -> None:
+        nonlocal saved
+        saved = state.step
+        with same_outcome(processes):
+            if processes.is_first:
+                save_checkpoint(state, records, order.checkpoints)
+
+    try:
+        for record in steps:
+            records.append(record)
+            report.advance(int(record.step > settings.steps - config.steps))
+            # The last state is what a later round goes on from, where it does.
+            last = record.step == settings.steps and not config.redraw
+            if last or record.step % config.checkpoint_steps == 0:
+                save()
+    except TrainingDiverged:
+        if state.step > saved:
+            save()
+        raise
     return records
 
 
+def _facts_of_processes(processes: Processes) -> dict[str, object]:
+    world = processes.share.processes
+    return {} if world == 1 else {"training_processes": world}
+
+
 def _commit(
-    order: RoundOrder, state: TrainingState, row: dict[str, object], records: list[StepRecord], world: int
+    order: RoundOrder,
+    state: TrainingState,
+    row: dict[str, object],
+    records: list[StepRecord],
+    facts: dict[str, object],
 ) -> None:
     ref, denoiser = order.ref, state.policy.denoiser
-    with staged_artifact(ref, {} if world == 1 else {"training_processes": world}) as folder:
+    with staged_artifact(ref, facts) as folder:
         kept = nullcontext() if state.average is None else substituted_weights(denoiser, state.average)
         with kept:
             save_weights(state.policy, folder, lora=bool(order.config.alignment.lora_rank))
         write_rows(folder, "models", [row])
         write_rows(folder, "training_steps", [_step_row(ref, order.round_index, record) for record in records])
-
-
-def _model_row(
-    ref: ArtifactRef, config: RunConfig, settings: AlignmentSettings, natural: float | None
-) -> dict[str, object]:
-    return {
-        "run_id": ref.run_id,
-        "model_id": ref.key,
-        "objective": settings.objective,
-        "adapter": "lora" if config.alignment.lora_rank else "full",
-        "seed": settings.seed,
-        "steps": settings.steps,
-        "beta": settings.beta,
-        "natural_beta": natural,
-        **lineage(ref, config),
-    }
 
 
 def _step_row(ref: ArtifactRef, round_index: int, record: StepRecord) -> dict[str, object]:

@@ -10,18 +10,25 @@ import torch
 from popalign_core.alignment.cache import AlignmentData
 from popalign_core.classification import Status
 from popalign_core.errors import InvalidInput
-from popalign_core.models.sdxl import SdxlModel
+from popalign_core.models.text_to_image import TextToImageModel
+from popalign_core.tensor_arrays import from_bytes
 from storage.artifacts import ArtifactRef
 from storage.images import decode_image
 from storage.layout import Workspace
 from storage.tables import read_artifact, read_images, read_rows
+from tasks.embeddings import provide_embeddings
 from tasks.run import read_prompts
 
 ENCODE_BATCH = 64
 
 
-def alignment_data(preferences: ArtifactRef, model: SdxlModel, *, named: bool) -> AlignmentData:
+def alignment_data(
+    preferences: ArtifactRef, model: TextToImageModel, *, named: bool, kept_latents: bool = False
+) -> AlignmentData:
     """Reads the pairs of committed preferences. named: with the captions that name the groups of either.
+
+    kept_latents: take what the images were decoded from, where all of it was kept, instead of encoding the images: not
+    the same data, as neither rounding to pixels nor the VAE's encoder has touched it. `data_kind` says which it was.
 
     Raises: InvalidInput where there are no pairs.
     """
@@ -36,8 +43,12 @@ def alignment_data(preferences: ArtifactRef, model: SdxlModel, *, named: bool) -
     captions = sorted({row["caption"] for row in pairs} | {text for text in (*winners, *losers) if text is not None})
     place_of = {text: place for place, text in enumerate(captions)}
     populations = sorted({row["population_id"] for row in pairs})
-    stored = read_images(Workspace(Path(preferences.workspace)), preferences.run_id, samples)
-    mean, deviation = _encoded([stored[sample] for sample in samples], model)
+    provide_embeddings(preferences.workspace, model, captions)
+    mean = _kept_latents(preferences, samples) if kept_latents else None
+    deviation = None
+    if mean is None:
+        stored = read_images(Workspace(Path(preferences.workspace)), preferences.run_id, samples)
+        mean, deviation = _encoded([stored[sample] for sample in samples], model)
 
     return AlignmentData(
         latent_means=mean,
@@ -51,6 +62,22 @@ def alignment_data(preferences: ArtifactRef, model: SdxlModel, *, named: bool) -
         loser_caption=torch.tensor([place_of.get(text, -1) for text in losers]) if named else None,
         **model.encode_captions(captions),
     )
+
+
+def data_kind(data: AlignmentData) -> str:
+    """What the latents of training data are, for its manifest."""
+    return "encoded from stored images" if data.latent_deviations is not None else "kept from sampling"
+
+
+def _kept_latents(preferences: ArtifactRef, samples: Sequence[str]) -> torch.Tensor | None:
+    """Latents of samples in float32, as they were decoded; None where any was not kept."""
+    rows = read_rows(
+        Workspace(Path(preferences.workspace)), preferences.run_id, "latents", equal={"sample_id": list(samples)}
+    )
+    if len(rows) < len(samples):
+        return None
+    found = {row["sample_id"]: from_bytes(row["latents"], row["shape"], row["dtype"]).float() for row in rows}
+    return torch.stack([found[sample] for sample in samples])
 
 
 def _positions(pairs: Sequence[Mapping[str, Any]], column: str, values: Sequence[str]) -> torch.Tensor:
@@ -71,14 +98,16 @@ def _named_captions(preferences: ArtifactRef, pairs: Sequence[Mapping[str, Any]]
     named = {(p.parent_id, frozenset(p.requested.items())): p.text for p in prompts if p.parent_id is not None}
     perceived: dict[str, dict[str, str]] = {}
     columns = ["sample_id", "axis", "label", "status"]
-    for row in read_rows(place, preferences.run_id, "attributes", columns=columns, equal={"sample_id": losers}):
+    # Further axes may have been added to the run since.
+    wanted = {"sample_id": losers, "axis": sorted({axis for prompt in prompts for axis in prompt.requested})}
+    for row in read_rows(place, preferences.run_id, "attributes", columns=columns, equal=wanted):
         if row["status"] == Status.OK:
             perceived.setdefault(row["sample_id"], {})[row["axis"]] = row["label"]
     shown = [(row["prompt_id"], frozenset(perceived.get(row["loser_sample_id"], {}).items())) for row in pairs]
     return [text_of[prompt_of[winner]] for winner in winners], [named.get(key) for key in shown]
 
 
-def _encoded(images: Sequence[bytes], model: SdxlModel) -> tuple[torch.Tensor, torch.Tensor]:
+def _encoded(images: Sequence[bytes], model: TextToImageModel) -> tuple[torch.Tensor, torch.Tensor]:
     means, deviations = [], []
     for start in range(0, len(images), ENCODE_BATCH):
         pixels = np.stack([decode_image(data) for data in images[start : start + ENCODE_BATCH]])

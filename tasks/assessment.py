@@ -21,11 +21,13 @@ from popalign_core.population_counts import by_prompt, group_counts
 from popalign_core.seeds import derive_seed
 from storage.artifacts import ArtifactRef, is_committed
 from storage.commit import staged_artifact
-from storage.images import decode_image
-from storage.tables import read_artifact, write_rows
+from storage.tables import write_rows
+from tasks.agreement import Classified, only_for_agreement
 from tasks.labels import labelled_samples
 from tasks.run import BASE, builder, classifier_of, read_prompts, reference, timed
+from tasks.samplers import report_differences
 from tasks.sampling import plan_shards
+from tasks.stored_shard import StoredShard
 
 BUILDER_ROLE, JUDGE_ROLE = "builder", "judge"
 SPLITS = {"evaluation": "eval", "trained": "train"}
@@ -48,11 +50,16 @@ class Measured:
 
 @task(cache_policy=NO_CACHE)
 def assess(workspace: str, run_id: str, config: RunConfig, model_id: str) -> ArtifactRef:
-    """Commits `disparities`, `group_shares`, `scores` and `comparisons`, and then `decisions`."""
+    """Commits `disparities` with the tables of its folder (`storage.schemas.FOLDER`), and then `decisions`."""
     ref = reference(workspace, run_id, "disparities", model_id)
     decision = reference(workspace, run_id, "decisions", model_id)
     if is_committed(ref) and is_committed(decision):
         return ref
+    purposes = (*SPLITS, "obedience")
+    shards = [
+        s for model in (BASE, model_id) for p in purposes for s in plan_shards(workspace, run_id, config, model, p)
+    ]
+    report_differences(f"assessment of {model_id}", f"assessment.{model_id}", shards)
     with timed(ref, "assessment", pick_device(config.device).type) as facts:
         assessment = _Assessment(workspace, run_id, config, model_id)
         for purpose, split in SPLITS.items():
@@ -78,7 +85,7 @@ class _Assessment:
         self.builder_id = classifier_name(BUILDER_ROLE, config)
         self.prompts = {prompt.prompt_id: prompt for prompt in read_prompts(workspace, run_id)}
         self.rows: dict[str, list[Row]] = {
-            name: [] for name in ("disparities", "group_shares", "scores", "comparisons")
+            name: [] for name in ("disparities", "group_shares", "scores", "comparisons", "agreements", "status_counts")
         }
         self.held_out: dict[str, Comparison] = {}
         self.images = 0
@@ -99,6 +106,16 @@ class _Assessment:
                 self._add_disparities(model, split, axis, counts[model])
             self._compare_disparity(split, axis, counts)
         self._add_scores(split, measured)
+        for model in models:
+            self._add_agreement(model, purpose, split)
+
+    def _add_agreement(self, model: str, purpose: str, split: str) -> None:
+        ids = {JUDGE_ROLE: self.judge_id, BUILDER_ROLE: self.builder_id}
+        images = Classified(self.workspace, self.run_id, self.config, model, purpose, ids)
+        self.rows["status_counts"] += images.status_rows(split, JUDGE_ROLE)
+        if self.config.classification.agreement and only_for_agreement(purpose, BUILDER_ROLE):
+            self.rows["status_counts"] += images.status_rows(split, BUILDER_ROLE)
+            self.rows["agreements"] += images.agreement_rows(split)
 
     def _add_disparities(
         self, model: str, split: str, axis: Axis, counts: Mapping[str, tuple[np.ndarray, int]]
@@ -223,12 +240,8 @@ class _Assessment:
         return Measured(cells, vectors, prompt_ids)
 
     def _features(self, model: str, purpose: str) -> np.ndarray:
-        seen = builder(self.config.classification.builder, self.config.device)
-        parts: list[np.ndarray] = []
-        for shard in plan_shards(self.workspace, self.run_id, self.config, model, purpose):
-            images = np.stack([decode_image(row["image"]) for row in read_artifact(shard, "images")])
-            parts.append(seen.image_features(images).numpy())
-        return np.concatenate(parts)
+        shards = plan_shards(self.workspace, self.run_id, self.config, model, purpose)
+        return np.concatenate([StoredShard(shard, self.config).embeddings.of_whole_images for shard in shards])
 
     def _counts(self, measured: Measured, axis: Axis, position: int) -> dict[str, tuple[np.ndarray, int]]:
         def label(cell: tuple[str | None, ...]) -> str | None:

@@ -3,22 +3,24 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from popalign_core.attributes import AXES
-from popalign_core.classification import Attribution, Status, attribute
+from popalign_core.classification import Attribution, AxisProbabilities, Status
 from popalign_core.config import RunConfig
+from popalign_core.detection import WHOLE, View, label_views
 from popalign_core.errors import InvalidInput
 from popalign_core.models.sdxl import pick_device
+from popalign_core.models.zero_shot import ZeroShotClassifier
+from popalign_core.phrases import described
 from storage.artifacts import ArtifactRef, is_committed
 from storage.commit import staged_artifact
-from storage.images import decode_image
 from storage.tables import read_artifact, write_rows
 from tasks.events import announce_commit
 from tasks.progress import progress_of
 from tasks.run import classifier_of, passes, reference, timed
+from tasks.stored_shard import StoredShard
 
 
 class TooManyUnclassified(InvalidInput):
@@ -51,30 +53,64 @@ def check_classified(shards: Sequence[ArtifactRef], role: str, config: RunConfig
     cache_policy=NO_CACHE, retries=2, retry_delay_seconds=[10, 60], retry_jitter_factor=0.5, retry_condition_fn=passes
 )
 def classify_shard(ref: ArtifactRef, config: RunConfig) -> ArtifactRef:
-    """Commits `attributes` of a shard: one row an image and axis. ref: as `attributes_of` gives it."""
+    """Commits `attributes` of a shard: one row an image and axis. ref: as `attributes_of` gives it.
+
+    With a detector also `region_attributes`, one row a face or person and axis.
+    """
     if is_committed(ref):
         return ref
     key, role = ref.key.rsplit(".", 1)
     samples = reference(ref.workspace, ref.run_id, "samples", key)
     axes = [AXES[name] for name in config.expansion.axes]
-    rows = read_artifact(samples, "samples")
-    stored = {row["sample_id"]: row["image"] for row in read_artifact(samples, "images")}
+    shard = StoredShard(samples, config)
     classifier = classifier_of(role, config.classification, config.device)
     model_id, purpose, _ = samples.key.rsplit(".", 2)
     work = f"classification {model_id} {purpose} {role}"
     with timed(ref, "classification", pick_device(config.device).type) as facts, progress_of(work) as advance:
-        images = np.stack([decode_image(stored[row["sample_id"]]) for row in rows])
-        found: list[dict[str, object]] = []
-        for outcome in classifier.probabilities(images, axes):
-            labels = attribute(outcome, min_confidence=config.classification.min_confidence)
-            pairs = zip(rows, labels, strict=True)
-            found += [_attribute_row(row, label, classifier.classifier_id) for row, label in pairs]
-        facts["items"] = len(rows)
-        advance(len(rows))
-        with staged_artifact(ref) as folder:
-            write_rows(folder, "attributes", found)
-    announce_commit(ref, len(rows))
+        if isinstance(classifier, ZeroShotClassifier):
+            views = shard.views(whole=True)
+            outcomes = classifier.probabilities_of(shard.embeddings.vectors, [described(axis) for axis in axes])
+        else:
+            views = shard.views(whole=any(axis.whole_scene for axis in axes))
+            outcomes = classifier.probabilities(shard.pictures(views), axes)
+        commit_labels(ref, shard, views, outcomes, classifier.classifier_id)
+        facts["items"] = len(shard.rows)
+        advance(len(shard.rows))
+    announce_commit(ref, len(shard.rows))
     return ref
+
+
+def commit_labels(
+    ref: ArtifactRef,
+    shard: StoredShard,
+    views: Sequence[View],
+    outcomes: Sequence[AxisProbabilities],
+    classifier_id: str,
+) -> None:
+    """Commits what the probabilities of a shard's views say, by image and by face or person."""
+    settings = shard.config
+    found = label_views(
+        outcomes,
+        views,
+        shard.found,
+        min_confidence=settings.classification.min_confidence,
+        rule=settings.detection.several,
+    )
+    images = [
+        _attribute_row(row, label, classifier_id)
+        for labels in found
+        for row, label in zip(shard.rows, labels.images, strict=True)
+    ]
+    regions = [
+        {**_attribute_row(shard.rows[view.image], label, classifier_id), "region": view.region}
+        for labels in found
+        for view, label in zip(views, labels.views, strict=True)
+        if view.region != WHOLE
+    ]
+    with staged_artifact(ref) as folder:
+        write_rows(folder, "attributes", images)
+        if shard.found is not None:
+            write_rows(folder, "region_attributes", regions)
 
 
 def _attribute_row(sample: Mapping[str, object], label: Attribution, classifier_id: str) -> dict[str, object]:

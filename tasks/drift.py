@@ -1,16 +1,20 @@
 """Comparison of a night's base model with the night before."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
 from popalign_core.assessment.drift import Drift, Measured, drifted
+from popalign_core.sampler_facts import difference_text, sampler_differences
+from storage.artifacts import committed_keys
 from storage.layout import Workspace
 from storage.tables import read_rows
 from tasks.events import DRIFTED, emit
 from tasks.run import BASE
+from tasks.samplers import samplers_of
 
 MODEL_SETTINGS = ("model", "model_lora", "model_unet")
 
@@ -30,6 +34,10 @@ def report_drift(workspace: str, run_id: str, series: str) -> list[Drift]:
         if not before or _start_model(place, other) != model:
             continue
         found = drifted(before, now)
+        differences = sampler_differences([*_base_samplers(place, other), *_base_samplers(place, run_id)])
+        if differences:
+            text = difference_text(differences)
+            get_run_logger().warning("base models of %s and %s were drawn differently: %s", other, run_id, text)
         for drift in found:
             get_run_logger().warning(
                 "%s disparity of the base model: %.3f, was %.3f in %s (chance: %.3f)",
@@ -39,7 +47,8 @@ def report_drift(workspace: str, run_id: str, series: str) -> list[Drift]:
                 other,
                 drift.tolerance,
             )
-            emit(DRIFTED, run_id, f"drift.{drift.axis}", {"run_id": run_id, "compared_with": other, **asdict(drift)})
+            facts = {"compared_with": other, "drawn_differently": difference_text(differences)}
+            emit(DRIFTED, run_id, f"drift.{drift.axis}", {"run_id": run_id, **facts, **asdict(drift)})
         return found
     return []
 
@@ -48,6 +57,11 @@ def _base_disparities(place: Workspace, run_id: str) -> dict[str, Measured]:
     wanted = {"model_id": BASE, "split": "eval", "level": "mean", "measure": "l2"}
     rows = read_rows(place, run_id, "disparities", equal=wanted)
     return {row["axis"]: Measured(row["value"], row["low"], row["high"]) for row in rows}
+
+
+def _base_samplers(place: Workspace, run_id: str) -> list[Mapping[str, str]]:
+    shards = committed_keys(place, run_id, "samples")
+    return list(samplers_of(shard for shard in shards if shard.key.startswith(f"{BASE}.evaluation.")).values())
 
 
 def _start_model(place: Workspace, run_id: str) -> list[str]:

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from popalign_core.config import RunConfig
 from popalign_core.errors import InvalidInput
-from popalign_core.stated_costs import TABLE_BYTES_PER_IMAGE
+from popalign_core.stated_costs import table_bytes
 from popalign_core.workload import ASSESSED, GROUPS, Workload, drawn_places, workload
 from storage.layout import MARKER, WORKSPACE_VARIABLE, Workspace
+from tasks.memory_plan import stage_footprint
 from tasks.rates import (
     Rate,
     Record,
@@ -27,7 +28,10 @@ from tasks.sizes import Size, checkpoint_bytes, image_size, model_size
 
 @dataclass(frozen=True)
 class PlanRow:
-    """One kind of work. seconds of one device; low, high: at the quicker and the slower end. bytes: on disk."""
+    """One kind of work. seconds of one device; low, high: at the quicker and the slower end. bytes: on disk.
+
+    flop: of the networks' products and convolutions, where they are counted.
+    """
 
     stage: str
     work: str
@@ -36,13 +40,15 @@ class PlanRow:
     low: float = 0.0
     high: float = 0.0
     bytes: float = 0.0
+    flop: float = 0.0
 
-    def cells(self) -> tuple[str, str, str, str, str]:
+    def cells(self) -> tuple[str, str, str, str, str, str]:
         """Ready to show."""
         time = _duration(self.seconds)
         if (self.low, self.high) != (self.seconds, self.seconds):
             time += f" ({_duration(self.low)} to {_duration(self.high)})"
-        return self.stage, self.work, self.rate, time if self.seconds else "", _size(self.bytes) if self.bytes else ""
+        arithmetic, disk = _flop(self.flop) if self.flop else "", _size(self.bytes) if self.bytes else ""
+        return self.stage, self.work, self.rate, arithmetic, time if self.seconds else "", disk
 
 
 @dataclass(frozen=True)
@@ -56,10 +62,9 @@ class RunPlan:
     @property
     def total(self) -> PlanRow:
         """All rows together."""
-        seconds, low, high, size = (
-            sum(getattr(row, name) for row in self.rows) for name in ("seconds", "low", "high", "bytes")
-        )
-        return PlanRow("total", f"{seconds / 3600:.3g} device hours", "", seconds, low, high, size)
+        numbers = (sum(getattr(row, name) for row in self.rows) for name in ("seconds", "low", "high", "bytes", "flop"))
+        seconds, *more = numbers
+        return PlanRow("total", f"{seconds / 3600:.3g} device hours", "", seconds, *more)
 
     @property
     def warning(self) -> str:
@@ -124,11 +129,14 @@ def _work_rows(config: RunConfig, work: Workload, left: Left, records: Sequence[
             yield PlanRow("expansion", f"{split}: {count:,} neutral and {work.specific[split]:,} specific prompts")
     rate = sampling_rate(records, config)
     size = image_size(records, config)
+    flop = stage_footprint(config, "sampling").flop
     for group, title in GROUPS.items():
         sets = [part for part in left.sets if part.wanted.group == group]
-        yield from _sampling_row(title, sets, rate, size, config.sampling.batch_size)
+        for row in _sampling_row(title, sets, rate, size, config.sampling.batch_size):
+            yield replace(row, flop=flop * _places(sets, config.sampling.batch_size))
     for role in ("builder", "judge"):
         count = sum(sum(part.classified) for part in left.sets if part.wanted.role == role)
+        count += sum(sum(part.seconded) for part in left.sets) if role == "builder" else 0
         if count:
             yield _timed(
                 "classification", f"{count:,} images, {role}", classification_rate(records, config, role), count
@@ -136,7 +144,8 @@ def _work_rows(config: RunConfig, work: Workload, left: Left, records: Sequence[
     if left.trainings:
         steps, pairs = (sum(getattr(part, name) for part in left.trainings) for name in ("steps", "pairs"))
         what = f"{_counted(len(left.trainings), 'round')}, {steps:,} steps of {config.alignment.pairs_per_step} pairs"
-        yield _timed("alignment", what, training_rate(records, config), pairs)
+        row = _timed("alignment", what, training_rate(records, config), pairs)
+        yield replace(row, flop=pairs * stage_footprint(config, "training").flop)
     if left.measured:
         count = sum(part.images for part in work.image_sets if part.group in ASSESSED)
         yield _timed("assessment", f"comparison over {count:,} images", measurement_rate(records, config), count)
@@ -146,13 +155,17 @@ def _sampling_row(title: str, sets: Sequence[LeftSet], rate: Rate, size: Size, b
     images, most = sum(sum(part.drawn) for part in sets), sum(part.most for part in sets)
     if not most:
         return
-    places = sum(drawn_places(shard, batch_size) for part in sets for shard in part.drawn)
+    places = _places(sets, batch_size)
     count = f"{images:,} images" if most == images else f"{images:,} images expected, at most {most:,}"
     upper = "at most " if any(part.wanted.at_most for part in sets) and most == images else ""
     row = _timed("sampling", f"{upper}{count}, {title}", rate, places)
     # Where fewer are expected than there may be, the slower end has all of them.
     more = drawn_places(most - images, batch_size) * rate.high
     yield replace(row, high=row.high + more, bytes=images * size.bytes)
+
+
+def _places(sets: Sequence[LeftSet], batch_size: int) -> int:
+    return sum(drawn_places(shard, batch_size) for part in sets for shard in part.drawn)
 
 
 def _timed(stage: str, what: str, rate: Rate, units: float) -> PlanRow:
@@ -164,8 +177,8 @@ def _disk_rows(config: RunConfig, left: Left, records: Sequence[Record]) -> Iter
     if images:
         # The bytes of images stand beside their sampling; this row says how large one is taken to be.
         yield PlanRow("disk", "images, counted above", image_size(records, config).source)
-        source = f"stated default: {TABLE_BYTES_PER_IMAGE} B an image"
-        yield PlanRow("disk", "tables", source, bytes=images * TABLE_BYTES_PER_IMAGE)
+        size = table_bytes(config.model)
+        yield PlanRow("disk", "tables", f"stated default: {size:,} B an image", bytes=images * size)
     if left.trainings:
         size = model_size(config)
         yield PlanRow(
@@ -186,6 +199,13 @@ def _duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.3g} s"
     return f"{seconds / 60:.3g} min" if seconds < 90 * 60 else f"{seconds / 3600:,.1f} h"
+
+
+def _flop(count: float) -> str:
+    for unit, size in (("EFLOP", 1e18), ("PFLOP", 1e15)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count / 1e12:.3g} TFLOP"
 
 
 def _size(count: float) -> str:

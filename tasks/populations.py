@@ -17,6 +17,8 @@ from storage.tables import read_artifact, write_rows
 from tasks.counterfactuals import read_counterfactuals
 from tasks.labels import labelled_samples
 from tasks.run import read_prompts, reference
+from tasks.samplers import report_differences
+from tasks.sampling import plan_shards
 from tasks.targets import own_samples, population_plans
 
 Changes = dict[str, tuple[list[Counterfactual], dict[str, LabelledSample]]]
@@ -34,18 +36,23 @@ def build_preferences(workspace: str, run_id: str, config: RunConfig, model_id: 
     samples = labelled_samples(workspace, run_id, config, model_id, f"round-{round_index}", "builder")
     own = own_samples(samples, [prompt_id for prompt_id, prompt in prompts.items() if prompt.kind == "neutral"])
     plans = population_plans(workspace, run_id, config, model_id, round_index, own)
+    specific = _specific(prompts, samples, axes)
+    purposes = [f"round-{round_index}"]
     changes: Changes = {}
     if config.populations.winners == "counterfactual":
+        purposes.append(f"counterfactual-{round_index}")
         planned = reference(workspace, run_id, "counterfactuals", f"round-{round_index}")
         drawn = labelled_samples(workspace, run_id, config, model_id, f"counterfactual-{round_index}", "builder")
         changes = read_counterfactuals(planned, prompts, drawn)
+    shards = [s for purpose in purposes for s in plan_shards(workspace, run_id, config, model_id, purpose)]
+    report_differences(f"populations of round {round_index}", f"populations.round-{round_index}", shards)
     found: dict[str, list[dict[str, object]]] = {name: [] for name in TABLES}
     for prompt_id, mine in own.items():
         prompt = prompts[prompt_id]
         if config.populations.winners == "counterfactual":
             outcome = pair_counterfactuals(prompt, mine, *changes.get(prompt_id, ([], {})), plans[prompt_id])
         else:
-            outcome = build_populations(prompt, mine, _specific(prompt, prompts, samples, axes), plans[prompt_id])
+            outcome = build_populations(prompt, mine, specific.get(prompt_id, {}), plans[prompt_id])
         for name, rows in _rows(outcome).items():
             found[name] += [{"run_id": run_id, "round": round_index, **row} for row in rows]
     with staged_artifact(ref) as folder:
@@ -86,16 +93,16 @@ def _rows(outcome: PopulationPair | Refusal) -> dict[str, list[dict[str, object]
 
 
 def _specific(
-    prompt: Prompt, prompts: dict[str, Prompt], samples: list[LabelledSample], axes: list[Axis]
-) -> dict[tuple[str, ...], list[LabelledSample]]:
-    """The prompt's identity-specific images by requested cell."""
-    requested = {
-        other.prompt_id: tuple(other.requested[axis.name] for axis in axes)
-        for other in prompts.values()
-        if other.parent_id == prompt.prompt_id
-    }
-    cells: dict[tuple[str, ...], list[LabelledSample]] = {cell: [] for cell in requested.values()}
+    prompts: dict[str, Prompt], samples: list[LabelledSample], axes: list[Axis]
+) -> dict[str, dict[tuple[str, ...], list[LabelledSample]]]:
+    """Identity-specific images by neutral prompt and requested cell, of all prompts in one pass over the images."""
+    found: dict[str, dict[tuple[str, ...], list[LabelledSample]]] = {}
+    place: dict[str, list[LabelledSample]] = {}
+    for prompt in prompts.values():
+        if prompt.parent_id is not None:
+            cell = tuple(prompt.requested[axis.name] for axis in axes)
+            place[prompt.prompt_id] = found.setdefault(prompt.parent_id, {}).setdefault(cell, [])
     for sample in samples:
-        if sample.prompt_id in requested:
-            cells[requested[sample.prompt_id]].append(sample)
-    return cells
+        if sample.prompt_id in place:
+            place[sample.prompt_id].append(sample)
+    return found

@@ -56,6 +56,7 @@ def _summary(place: Workspace, run_id: str, summary: RunSummary, sheet: str) -> 
         "|---|---|---|---|",
         *("| " + " | ".join(row) + " |" for row in summary.headline),
         "",
+        *([f"**Drawn differently**: {summary.drawn_differently}", ""] if summary.drawn_differently else []),
         sheet,
         # Browsers block links from a page of the server to a file, so the path is there to copy as well.
         f"Report: [report.html](file://{summary.report}) at `{summary.report}`",

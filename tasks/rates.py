@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from popalign_core.config import RunConfig
+from popalign_core.config import RunConfig, SamplingConfig
 from popalign_core.stated_costs import (
     Cost,
     classification_cost,
@@ -28,6 +28,16 @@ TAIL = 0.1
 Values = Mapping[str, Any]
 # Other weights of the same architecture, or a LoRA added to them, change no time.
 SAMPLER = ("model", "sampling.image_size", "sampling.dtype")
+DETECTION = ("detection.persons", "detection.faces")
+MEASURED_ALIKE = (
+    "model",
+    "sampling.image_size",
+    *DETECTION,
+    "classification.builder",
+    "classification.agreement",  # the vectors are then there before the assessment
+    "assessment.resamples",
+)
+DRAWN = (*SAMPLER, "sampling.approximate.cache_every", "sampling.approximate.fp8_weights")
 TRAINER = (
     *SAMPLER,
     "alignment.objective",
@@ -88,6 +98,15 @@ class Record:
         """Whether both have the same values there."""
         return all(self.config.get(name) == wanted.get(name) for name in names)
 
+    @property
+    def passes(self) -> int:
+        """Calls of the UNet for one of its images."""
+        names = [name for name in self.config if name.startswith("sampling.approximate.")]
+        approximate = {name.rpartition(".")[2]: self.config[name] for name in names}
+        values = {name: self.config[f"sampling.{name}"] for name in ("steps", "guidance_scale")}
+        sampling = SamplingConfig.model_validate({**values, "approximate": approximate})
+        return passes_per_image(sampling.drawn_steps, sampling.drawn_guidance)
+
     @cached_property
     def pieces(self) -> tuple[Piece, ...]:
         """All pieces that did something."""
@@ -114,7 +133,7 @@ def flat_config(values: Values) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, dict):
-            stage = cast("dict[str, Any]", value)
+            stage = flat_config(cast("dict[str, Any]", value))
             flat |= {f"{name}.{field}": inner for field, inner in stage.items()}
         else:
             flat[name] = value
@@ -128,11 +147,11 @@ def sampling_rate(records: Sequence[Record], config: RunConfig) -> Rate:
     differs in steps or guidance alone, scaled by the calls of the UNet.
     """
     wanted, sampling = flat_config(config.model_dump(mode="json")), config.sampling
-    passes = passes_per_image(sampling.steps, sampling.guidance_scale)
-    same = [record for record in records if record.agrees(wanted, SAMPLER)]
+    passes = passes_per_image(sampling.drawn_steps, sampling.drawn_guidance)
+    same = [record for record in records if record.agrees(wanted, DRAWN)]
     for scaled in (False, True):
         for record in same:
-            theirs = passes_per_image(record.config["sampling.steps"], record.config["sampling.guidance_scale"])
+            theirs = record.passes
             if scaled or theirs == passes:
                 batch = record.config["sampling.batch_size"]
                 rate = _measured(record, config.device, "sampling", lambda p, n=batch: drawn_places(p.items, n))
@@ -147,7 +166,7 @@ def classification_rate(records: Sequence[Record], config: RunConfig, role: str)
     """Seconds an image of one classifier, from the last run with it and images of the same model and size."""
     wanted = flat_config(config.model_dump(mode="json"))
     for record in records:
-        if record.agrees(wanted, ("model", "sampling.image_size", f"classification.{role}")):
+        if record.agrees(wanted, ("model", "sampling.image_size", *DETECTION, f"classification.{role}")):
             rate = _measured(record, config.device, "classification", lambda p: p.items, suffix=f".{role}")
             if rate is not None:
                 return _described(rate, 1.0, "images/s")
@@ -174,7 +193,7 @@ def measurement_rate(records: Sequence[Record], config: RunConfig) -> Rate:
     """Seconds an assessed image for features, intervals and decision."""
     wanted = flat_config(config.model_dump(mode="json"))
     for record in records:
-        if record.agrees(wanted, ("model", "sampling.image_size", "classification.builder", "assessment.resamples")):
+        if record.agrees(wanted, MEASURED_ALIKE):
             rate = _measured(record, config.device, "assessment", lambda p: p.items)
             if rate is not None:
                 return _described(rate, 1.0, "images/s")

@@ -10,8 +10,10 @@ from typing import Any
 
 from popalign_core.config import RunConfig
 from popalign_core.errors import InvalidInput
-from popalign_core.models.checkpoints import IN_WORKSPACE, resolve_source
-from popalign_core.models.export import adapts_text_encoders, export_weights, save_merged_unet
+from popalign_core.models.checkpoints import IN_WORKSPACE, absent_parts, resolve_source
+from popalign_core.models.export import adapts_text_encoders, export_weights, save_merged_denoiser
+from popalign_core.models.loading import family_of
+from popalign_core.models.sdxl import pipeline_index
 from popalign_core.reporting.model_card import ExportedModel, render_model_card
 from popalign_core.reporting.report_data import ReportData
 from storage.artifacts import ArtifactRef, verify
@@ -116,7 +118,7 @@ def starting_config(workspace: str, config: RunConfig) -> RunConfig:
     require_weights(place, entry)
     if entry.adapter == "lora" and not own.model_lora and not own.model_unet:
         return config.model_copy(update={"model_lora": _in_workspace(place, entry.weights(place)), "model_unet": ""})
-    unet = entry.weights(place) if entry.adapter == "full" else _merged_unet(place, entry, own)
+    unet = entry.weights(place) if entry.adapter == "full" else _merged_denoiser(place, entry, own)
     # The UNet holds what the LoRA of its base adds; the text encoders of the pipeline do not.
     kept = own.model_lora if own.model_lora and adapts_text_encoders(placed(workspace, own.model_lora)) else ""
     return config.model_copy(update={"model_lora": kept, "model_unet": _in_workspace(place, unet)})
@@ -126,14 +128,14 @@ def _in_workspace(place: Workspace, folder: Path) -> str:
     return IN_WORKSPACE + folder.relative_to(place.root).as_posix()
 
 
-def _merged_unet(place: Workspace, entry: ModelEntry, config: RunConfig) -> Path:
+def _merged_denoiser(place: Workspace, entry: ModelEntry, config: RunConfig) -> Path:
     folder = merged_folder(place, entry)
     if not folder.is_dir():
         source = model_source(str(place.root), entry.run_id, config, entry.model_id)
         # Another process may be quicker, with the same.
         with suppress(FolderInUse), staged_folder(folder) as staged:
-            save_merged_unet(source, staged)
-    return folder / "unet"
+            save_merged_denoiser(source, staged)
+    return next(part for part in folder.iterdir() if part.is_dir())
 
 
 def export_model(workspace: str, run_id: str, model_id: str = "", folder: Path | None = None) -> Path:
@@ -152,12 +154,15 @@ def export_model(workspace: str, run_id: str, model_id: str = "", folder: Path |
     source = model_source(workspace, run_id, config, model_id)
     with staged_folder(target) as staged:
         form = export_weights(source, staged)
-        pipeline = resolve_source(config.model)
+        pipeline, family = resolve_source(config.model), family_of(config.model)
         exported = ExportedModel(
             form=form,
             pipeline=str(Path(pipeline).absolute()) if Path(pipeline).is_dir() else pipeline,
             base_model=config.model,
             lineage=_lineage_rows(entry, place),
+            family=family,
+            # A whole pipeline has what it has in its own index.
+            absent=absent_parts(family, pipeline_index(config.model)),
         )
         card = render_model_card(_card_data(place, run_id, model_id, config), exported)
         (staged / README).write_text(card, encoding="utf-8")

@@ -14,12 +14,16 @@ from tasks.rates import Record, counterfactuals_drawn
 
 @dataclass(frozen=True)
 class LeftSet:
-    """What is left of a set of images. drawn, classified: images of each shard. most: images, if all are drawn."""
+    """What is left of a set of images. drawn, classified: images of each shard. most: images, if all are drawn.
+
+    seconded: images of each shard that the builder has to classify beside the judge.
+    """
 
     wanted: ImageSet
     drawn: tuple[int, ...]
     classified: tuple[int, ...]
     most: int
+    seconded: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,11 @@ def _left_set(wanted: ImageSet, images: int, config: RunConfig, is_done: Callabl
     shards = shard_sizes(images, config.sampling.shard_size)
     keys = [f"{wanted.model_id}.{wanted.purpose}.{number:05d}" for number in range(len(shards))]
     drawn = [size for size, key in zip(shards, keys, strict=True) if not is_done(("samples", key))]
-    classified = [
-        size for size, key in zip(shards, keys, strict=True) if not is_done(("attributes", f"{key}.{wanted.role}"))
-    ]
-    return LeftSet(wanted, tuple(drawn), tuple(classified), sum(drawn) + wanted.images - images)
+
+    def unlabelled(role: str) -> tuple[int, ...]:
+        return tuple(
+            size for size, key in zip(shards, keys, strict=True) if not is_done(("attributes", f"{key}.{role}"))
+        )
+
+    seconded = unlabelled("builder") if wanted.seconded else ()
+    return LeftSet(wanted, tuple(drawn), unlabelled(wanted.role), sum(drawn) + wanted.images - images, seconded)

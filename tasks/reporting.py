@@ -12,17 +12,20 @@ from popalign_core.reporting.contact_sheet import contact_sheet
 from popalign_core.reporting.report import render_report
 from popalign_core.reporting.report_data import ContactSheet, ReportData
 from storage.catalog import query, rebuild_catalog
+from storage.compaction import compact
 from storage.images import decode_image
 from storage.layout import Workspace
 from storage.publication import publish_file
 from storage.tables import read_images, read_rows
 from tasks.assessment import BUILDER_ROLE, JUDGE_ROLE, classifier_name
+from tasks.corrections import newest_corrections
 from tasks.run import BASE
 
 SHEET_COLUMNS = 10
 SHEET_ROWS = 12
 ROWS = (
-    "prompts disparities comparisons group_shares scores populations refusals training_steps validations models timings"
+    "prompts disparities comparisons group_shares scores agreements status_counts populations refusals training_steps "
+    "validations models seeds seed_summaries timings sampler_differences"
 ).split()
 YIELDS = """SELECT round, "group", sum(drawn)::INTEGER AS drawn, sum(kept)::INTEGER AS kept
 FROM yields WHERE run_id = '{run_id}' GROUP BY ALL ORDER BY ALL"""
@@ -32,6 +35,7 @@ FROM yields WHERE run_id = '{run_id}' GROUP BY ALL ORDER BY ALL"""
 def write_report(workspace: str, run_id: str, config: RunConfig) -> Path:
     """Renders the report from the committed tables, as far as the run got; returns its path."""
     place = Workspace.open(workspace)
+    compact(place)
     rebuild_catalog(place)
     rows: dict[str, Any] = {name: read_rows(place, run_id, name) for name in ROWS}
     decisions = read_rows(place, run_id, "decisions")
@@ -48,6 +52,8 @@ def write_report(workspace: str, run_id: str, config: RunConfig) -> Path:
         builder_id=classifier_name(BUILDER_ROLE, config),
         decision=decisions[0] if decisions else None,
         yields=query(place, YIELDS.format(run_id=run_id)).to_pylist(),
+        votes=read_rows(place, run_id, "votes"),
+        **newest_corrections(workspace, run_id),
         sheets=held_out_sheets(place, run_id, kept, rows["prompts"], SHEET_ROWS),
         **rows,
     )

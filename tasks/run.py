@@ -16,11 +16,16 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
 from prefect.context import FlowRunContext
 
-from popalign_core.config import ClassificationConfig, RunConfig, SamplingConfig, parse_config
+from popalign_core.acceleration import Acceleration, VaeDtype
+from popalign_core.config import AccelerationConfig, ClassificationConfig, RunConfig, SamplingConfig, parse_config
+from popalign_core.detection import Kind
 from popalign_core.expansion import Prompt
 from popalign_core.models.attribute_heads import HeadClassifier
-from popalign_core.models.checkpoints import IN_WORKSPACE
-from popalign_core.models.sdxl import ModelSource, SdxlModel, load_sdxl
+from popalign_core.models.checkpoints import IN_WORKSPACE, source_digest
+from popalign_core.models.detectors import BoxDetector
+from popalign_core.models.loading import load_model
+from popalign_core.models.sdxl import ModelSource
+from popalign_core.models.text_to_image import TextToImageModel
 from popalign_core.models.zero_shot import ZeroShotClassifier
 from popalign_core.sampling import SamplingSettings
 from storage.artifacts import ArtifactRef, is_committed, require_present
@@ -28,11 +33,13 @@ from storage.commit import staged_artifact
 from storage.errors import NotCommitted
 from storage.layout import Workspace
 from storage.leftovers import remove_leftovers
+from storage.registry import weights_part
 from storage.retention import check_complete
 from storage.tables import read_rows, write_rows
 from tasks.versions import code_version
 
 BASE = "base"
+UNCHANGED = AccelerationConfig()
 LIBRARIES = (
     "torch",
     "diffusers",
@@ -116,9 +123,23 @@ def model_source(workspace: str, run_id: str, config: RunConfig, model_id: str) 
     ref = reference(workspace, run_id, "models", model_id)
     if not is_committed(ref):
         raise NotCommitted(f"run {run_id} has no committed model {model_id!r}.")
-    part = "lora" if config.alignment.lora_rank else "unet"
+    adapter = "lora" if config.alignment.lora_rank else "full"
+    part = weights_part(ref, adapter)
     require_present(ref, part)
-    return replace(base, **{part: str(ref.folder / part)})
+    return replace(base, **{"lora" if adapter == "lora" else "unet": str(ref.folder / part)})
+
+
+def drawing_source(workspace: str, run_id: str, config: RunConfig, model_id: str) -> ModelSource:
+    """The run's model as the sampler loads it; training and export take it without the approximations.
+
+    Raises: NotCommitted, RemovedArtifact.
+    """
+    approximate = config.sampling.approximate
+    return replace(
+        model_source(workspace, run_id, config, model_id),
+        distilled_lora=placed(workspace, approximate.distilled_lora) or None,
+        fp8_weights=approximate.fp8_weights,
+    )
 
 
 def placed(workspace: str, source: str) -> str:
@@ -129,9 +150,9 @@ def placed(workspace: str, source: str) -> str:
 
 
 @lru_cache(maxsize=1)
-def loaded_model(source: ModelSource, device: str, dtype: Any) -> SdxlModel:
+def loaded_model(source: ModelSource, device: str, dtype: Any, vae_dtype: VaeDtype = "model") -> TextToImageModel:
     """One model in memory at a time; shards of the same model reuse it."""
-    return load_sdxl(source, device=device, dtype=dtype)
+    return load_model(source, device=device, dtype=dtype, vae_dtype=vae_dtype)
 
 
 @lru_cache(maxsize=2)
@@ -151,10 +172,28 @@ def classifier_of(role: str, config: ClassificationConfig, device: str) -> ZeroS
     return builder(config.builder, device) if role == "builder" else judge(config.judge, device)
 
 
-def sampling_settings(config: SamplingConfig) -> SamplingSettings:
-    """The stage's part of the configuration as plain values."""
-    values = config.model_dump(exclude={"shard_size", "image_size"})
-    return SamplingSettings(height=config.image_size, width=config.image_size, **values)
+@lru_cache(maxsize=2)
+def detector(source: str, kind: Kind, min_confidence: float, device: str) -> BoxDetector:
+    """Finds persons, or faces."""
+    return BoxDetector(source, kind, min_confidence=min_confidence, device=device)
+
+
+def sampling_settings(config: SamplingConfig, acceleration: AccelerationConfig = UNCHANGED) -> SamplingSettings:
+    """Two parts of the configuration as plain values, with what is really used of an approximate sampler."""
+    return SamplingSettings(
+        scheduler=config.drawn_scheduler,
+        steps=config.drawn_steps,
+        guidance_scale=config.drawn_guidance,
+        height=config.image_size,
+        width=config.image_size,
+        batch_size=config.batch_size,
+        dtype=config.dtype,
+        attention=config.attention,
+        acceleration=Acceleration(**acceleration.model_dump(exclude={"encoding_threads"})),
+        cache_every=config.approximate.cache_every,
+        fp8_weights=config.approximate.fp8_weights,
+        distilled_lora=source_digest(config.approximate.distilled_lora) if config.approximate.distilled_lora else "",
+    )
 
 
 async def passes(_task: object, _run: object, state: State[object]) -> bool:
@@ -163,9 +202,10 @@ async def passes(_task: object, _run: object, state: State[object]) -> bool:
 
 
 @contextmanager
-def timed(ref: ArtifactRef, stage: str, device: str) -> Generator[dict[str, int]]:
-    """Commits how long a piece of work took; set `items` in the mapping."""
-    started, facts = time.monotonic(), {"items": 0}
+def timed(ref: ArtifactRef, stage: str, device: str) -> Generator[dict[str, int | None]]:
+    """Commits how long a piece of work took; set `items`, and `peak_bytes` where it is known, in the mapping."""
+    started = time.monotonic()
+    facts: dict[str, int | None] = {"items": 0}
     yield facts
     row = {
         "run_id": ref.run_id,
@@ -174,6 +214,8 @@ def timed(ref: ArtifactRef, stage: str, device: str) -> Generator[dict[str, int]
         "seconds": time.monotonic() - started,
         "items": facts["items"],
         "device": device,
+        "peak_bytes": facts.get("peak_bytes"),
+        "ended_at": datetime.now(UTC).isoformat(timespec="milliseconds"),
     }
     timing = ArtifactRef(ref.workspace, ref.run_id, "timings", f"{ref.table}-{ref.key}")
     if not is_committed(timing):

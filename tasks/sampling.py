@@ -1,6 +1,5 @@
 """One shard of images."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache, lru_cache
@@ -13,16 +12,20 @@ from popalign_core.attributes import AXES
 from popalign_core.config import RunConfig
 from popalign_core.expansion import Prompt
 from popalign_core.sample_sets import image_requests, slices
-from popalign_core.sampling import ImageRequest, SampledImage, sample_images, sampler_fingerprint
+from popalign_core.sampler_facts import sampler_facts
+from popalign_core.sampling import ImageRequest, SampledImage, sample_images
 from popalign_core.seeds import sample_seed
 from storage.artifacts import ArtifactRef, is_committed
 from storage.commit import staged_artifact
-from storage.images import FORMAT, encode_image
 from storage.layout import Workspace
 from storage.tables import read_artifact, write_rows
+from tasks.batch_sizes import fitting, keeping_batch_size
+from tasks.embeddings import provide_embeddings
 from tasks.events import announce_commit
 from tasks.progress import progress_of
-from tasks.run import loaded_model, model_source, passes, read_prompts, reference, sampling_settings, timed
+from tasks.run import drawing_source, loaded_model, passes, read_prompts, reference, sampling_settings, timed
+from tasks.samplers import record_sampler
+from tasks.shard_writing import shard_writer
 
 
 def planned_requests(
@@ -95,41 +98,45 @@ def sample_shard(ref: ArtifactRef, config: RunConfig) -> ArtifactRef:
     size = config.sampling.shard_size
     requests = planned_requests(ref.workspace, ref.run_id, config, model_id, purpose)
     requests = requests[int(shard) * size : (int(shard) + 1) * size]
-    source = model_source(ref.workspace, ref.run_id, config, model_id)
-    model = loaded_model(source, config.device, config.sampling.dtype)
-    settings = sampling_settings(config.sampling)
+    source = drawing_source(ref.workspace, ref.run_id, config, model_id)
+    model = loaded_model(source, config.device, config.sampling.dtype, config.acceleration.vae_dtype)
+    provide_embeddings(ref.workspace, model, [request.text for request in requests])
+    settings = fitting(ref.workspace, model, sampling_settings(config.sampling, config.acceleration))
 
     @cache
     def fingerprint_of(batch_size: int) -> str:
-        return sampler_fingerprint(model, replace(settings, batch_size=batch_size))
+        return record_sampler(ref.workspace, ref.run_id, sampler_facts(model, replace(settings, batch_size=batch_size)))
 
-    samples, images = [], []
-    with timed(ref, "sampling", model.device.type) as facts, progress_of(f"sampling {model_id} {purpose}") as advance:
-        for batch in sample_images(model, requests, settings):
-            for drawn in batch:
-                data = encode_image(drawn.pixels)
-                images.append({"sample_id": drawn.request.sample_id, "image": data, "format": FORMAT})
-                samples.append(_sample_row(ref.run_id, model_id, drawn, data, fingerprint_of(drawn.batch_size)))
-            advance(len(batch))
+    samples: list[dict[str, object]] = []
+    with (
+        timed(ref, "sampling", model.device.type) as facts,
+        progress_of(f"sampling {model_id} {purpose}") as advance,
+        staged_artifact(ref) as folder,
+    ):
+        threads, keep_latents = config.acceleration.encoding_threads, config.sampling.keep_latents
+        with shard_writer(folder, threads, keep_latents=keep_latents) as writer:
+            batches = sample_images(model, requests, settings)
+            for batch in keeping_batch_size(ref.workspace, model, settings, batches):
+                writer.add(batch)
+                samples += [_sample_row(ref.run_id, drawn, fingerprint_of(drawn.batch_size)) for drawn in batch]
+                advance(len(batch))
+        for row in samples:
+            row["image_sha256"] = writer.hashes[str(row["sample_id"])]
         facts["items"] = len(samples)
-        with staged_artifact(ref) as folder:
-            write_rows(folder, "samples", samples)
-            write_rows(folder, "images", images)
+        write_rows(folder, "samples", [{"model_id": model_id, **row} for row in samples])
     announce_commit(ref, len(samples))
     return ref
 
 
-def _sample_row(run_id: str, model_id: str, drawn: SampledImage, data: bytes, fingerprint: str) -> dict[str, object]:
+def _sample_row(run_id: str, drawn: SampledImage, fingerprint: str) -> dict[str, object]:
     request = drawn.request
     return {
         "run_id": run_id,
-        "model_id": model_id,
         "prompt_id": request.prompt_id,
         "sample_index": request.index,
         "sample_id": request.sample_id,
         "seed": request.seed,
         "width": drawn.pixels.shape[1],
         "height": drawn.pixels.shape[0],
-        "image_sha256": hashlib.sha256(data).hexdigest(),
         "sampler_fingerprint": fingerprint,
     }

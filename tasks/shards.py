@@ -8,6 +8,7 @@ from storage.locks import claimed
 from tasks.classification import attributes_of
 from tasks.run import reference
 from tasks.sampling import plan_shards
+from tasks.training_order import trained_model
 
 
 def claim_each(refs: Sequence[ArtifactRef]) -> Iterator[ArtifactRef]:
@@ -41,9 +42,9 @@ def missing_attributes(
     return [ref for shard in shards if not is_committed(ref := attributes_of(shard, role))]
 
 
-def missing_models(workspace: str, run_id: str, round_index: int) -> list[ArtifactRef]:
+def missing_models(workspace: str, run_id: str, round_index: int, seed_index: int = 0) -> list[ArtifactRef]:
     """The model of a round, where it is not committed yet."""
-    ref = reference(workspace, run_id, "models", f"round-{round_index}")
+    ref = reference(workspace, run_id, "models", trained_model(round_index, seed_index))
     return [] if is_committed(ref) else [ref]
 
 

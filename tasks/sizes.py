@@ -8,7 +8,8 @@ from pathlib import Path
 from safetensors import safe_open
 
 from popalign_core.config import RunConfig
-from popalign_core.models.checkpoints import resolve_source
+from popalign_core.models.checkpoints import check_pipeline_folder, resolve_source
+from popalign_core.models.families import SDXL
 from popalign_core.stated_costs import (
     IMAGE_BYTES_PER_PIXEL,
     SDXL_CONDITIONING_PARAMETERS,
@@ -21,8 +22,13 @@ from tasks.rates import Record, flat_config
 
 FLOAT32_BYTES = 4
 IMAGES = "images.parquet"
-CONDITIONING = (".attn2.", "add_embedding.")
-ADAPTED = ("to_q.weight", "to_k.weight", "to_v.weight", "to_out.0.weight")
+ADAPTED = {
+    "unet": {"all": ("to_q", "to_k", "to_v", "to_out.0"), "conditioning": ("to_q", "to_k", "to_v", "to_out.0")},
+    "transformer": {
+        "all": ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
+        "conditioning": ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
+    },
+}
 # Enough to tell a mean by; a long run has many thousands.
 MOST_ARTIFACTS = 100
 
@@ -37,7 +43,7 @@ class Size:
 
 @dataclass(frozen=True)
 class ModelSize:
-    """Elements of a UNet that are saved with a trained model, and those that are trained; both in float32."""
+    """Elements of a denoiser that are saved with a trained model, and those that are trained; both in float32."""
 
     saved: float
     trained: float
@@ -69,8 +75,10 @@ def image_size(records: Sequence[Record], config: RunConfig) -> Size:
 
 
 def model_size(config: RunConfig) -> ModelSize:
-    """Of one trained model: from the UNet's files where they are here, else SDXL's."""
-    folder = Path(resolve_source(config.model)) / "unet"
+    """Of one trained model: from the denoiser's files where they are here, else SDXL's."""
+    pipeline = Path(resolve_source(config.model))
+    family = check_pipeline_folder(pipeline) if pipeline.is_dir() else SDXL
+    folder = pipeline / family.denoiser
     rank, part = config.alignment.lora_rank, config.alignment.trainable
     if not any(folder.glob("*.safetensors")):
         if rank:
@@ -79,9 +87,10 @@ def model_size(config: RunConfig) -> ModelSize:
         trained = SDXL_UNET_PARAMETERS if part == "all" else SDXL_CONDITIONING_PARAMETERS
         return ModelSize(SDXL_UNET_PARAMETERS, trained, "stated default: SDXL's UNet")
     shapes = _shapes(folder)
-    chosen = {n: s for n, s in shapes.items() if part == "all" or any(word in n for word in CONDITIONING)}
+    chosen = {n: s for n, s in shapes.items() if part == "all" or any(w in f".{n}" for w in family.conditioning)}
     if rank:
-        elements = rank * sum(sum(shape) for name, shape in chosen.items() if name.endswith(ADAPTED))
+        ends = tuple(f"{layer}.weight" for layer in ADAPTED[family.denoiser][part])
+        elements = rank * sum(sum(shape) for name, shape in chosen.items() if name.endswith(ends))
         return ModelSize(elements, elements, f"from the model's files: a LoRA with rank {rank}")
     return ModelSize(_elements(shapes), _elements(chosen), "from the model's files")
 

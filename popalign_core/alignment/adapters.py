@@ -1,7 +1,7 @@
 """Policies: a trainable denoiser together with the frozen reference that it is compared with."""
 
 import copy
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Literal, Protocol
 
@@ -12,7 +12,8 @@ from popalign_core.alignment.denoiser import TrainableDenoiser
 from popalign_core.errors import InvalidInput
 
 TrainablePart = Literal["all", "conditioning"]
-# Where the caption enters, in diffusers' naming: cross-attention, and the pooled embedding beside the timestep.
+# Where the caption enters an SDXL UNet, in diffusers' naming: cross-attention, and the pooled embedding beside the
+# timestep. What it is in other networks: `models.families`.
 _CONDITIONING = (".attn2.", ".add_embedding.")
 
 
@@ -42,17 +43,31 @@ class AdapterSwitch(Protocol):
 
 
 class FullPolicy:
-    """The weights themselves are trained; the reference is a frozen copy, taken here, of the same precision.
+    """The weights themselves are trained; the reference is a frozen copy, taken here, that stays on the device.
 
-    Two models in memory. A copy of lower precision would be smaller, but then g is not 0 at the first step.
+    Two models in memory. mixed_precision: every pass runs under bfloat16 autocast, which rounds matrices and kernels to
+    bfloat16. The copy then keeps those rounded: half the memory, the same function to the last bit, and g is 0 at the
+    first step. Without autocast such a copy would be another function.
     """
 
-    def __init__(self, denoiser: TrainableDenoiser, trainable: TrainablePart = "all"):
+    def __init__(
+        self,
+        denoiser: TrainableDenoiser,
+        trainable: TrainablePart = "all",
+        conditioning: Sequence[str] = _CONDITIONING,
+        *,
+        mixed_precision: bool = False,
+    ):
+        """conditioning: see `select_trainable`."""
         self.denoiser = denoiser
+        select_trainable(denoiser, trainable, conditioning)
+        # The copy keeps each weight's `requires_grad`, though it is only run without gradients: torch multiplies by
+        # other kernels where the weight needs none (see its `should_fold`), and g would be rounding, not 0, at first.
         self._reference = copy.deepcopy(denoiser)
         for parameter in self._reference.parameters():
-            parameter.requires_grad_(False)
-        select_trainable(denoiser, trainable)
+            # Scales of normalizations are no matrices: autocast computes with them as they are.
+            if mixed_precision and parameter.ndim > 1:
+                parameter.data = parameter.data.to(torch.bfloat16)
 
     @contextmanager
     def reference(self) -> Generator[TrainableDenoiser]:
@@ -97,15 +112,17 @@ def reference_mode(model: AdapterSwitch) -> Generator[None]:
         model.enable_adapters()
 
 
-def select_trainable(denoiser: TrainableDenoiser, part: TrainablePart) -> int:
+def select_trainable(
+    denoiser: TrainableDenoiser, part: TrainablePart, conditioning: Sequence[str] = _CONDITIONING
+) -> int:
     """Make that part of the denoiser trainable and freeze the rest; returns the number of trainable elements.
 
-    "conditioning": the layers through which the caption enters.
+    "conditioning": the layers through which the caption enters; pieces of their parameters' names.
     Raises: InvalidInput if nothing is left to train.
     """
     elements = 0
     for name, parameter in denoiser.named_parameters():
-        chosen = part == "all" or any(layer in f".{name}." for layer in _CONDITIONING)
+        chosen = part == "all" or any(layer in f".{name}." for layer in conditioning)
         parameter.requires_grad_(chosen)
         elements += parameter.numel() if chosen else 0
     if elements == 0:

@@ -5,7 +5,7 @@ needs no saved random state, and one process draws what several would draw toget
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -85,8 +85,8 @@ class NamedImages:
     prompt_embeddings: Tensor
     pooled: Tensor
 
-    def part(self, mine: Tensor, device: torch.device | str) -> "NamedImages":
-        """Those of one process, on its device. mine: (pairs,), bool."""
+    def part(self, mine: Tensor | slice, device: torch.device | str) -> "NamedImages":
+        """Some of them, on a device. mine: (pairs,), bool, or a range."""
         return NamedImages(*(whole[mine].to(device) for whole in (self.latents, self.prompt_embeddings, self.pooled)))
 
 
@@ -108,6 +108,21 @@ class PairBatch:
     pairs: Tensor
     global_pairs: int
     named: NamedImages | None = None
+
+    def part(self, rows: slice) -> "PairBatch":
+        """Some of its pairs."""
+        names = ("winner_latents", "loser_latents", "noise", "timesteps", "prompt_embeddings", "pooled", "pairs")
+        labels = PairLabels(self.labels.weights[rows], self.labels.populations[rows])
+        named = None if self.named is None else self.named.part(rows, self.named.latents.device)
+        return replace(self, **{name: getattr(self, name)[rows] for name in names}, labels=labels, named=named)
+
+
+def split_batch(batch: PairBatch, pairs: int | None) -> list[PairBatch]:
+    """Consecutive parts of a batch of at most so many pairs; None leaves it whole."""
+    total = len(batch.winner_latents)
+    if pairs is None or pairs >= total:
+        return [batch]
+    return [batch.part(slice(start, start + pairs)) for start in range(0, total, pairs)]
 
 
 @dataclass(frozen=True)
@@ -216,11 +231,11 @@ def order_pairs(data: AlignmentData, settings: AlignmentSettings, step: int) -> 
     units are visited once in a random order before any is visited again.
     """
     if settings.objective != "popalign_exact":
-        pairs = _rotate(len(data.winner), settings.pairs_per_step, settings.seed, step)
+        pairs = rotate(len(data.winner), settings.pairs_per_step, settings.seed, step)
         return pairs, torch.arange(len(pairs))
     position, sizes = number_populations(data.population)
     per_step = max(1, settings.pairs_per_step // int(sizes.max()))
-    chosen = _rotate(len(sizes), per_step, settings.seed, step)
+    chosen = rotate(len(sizes), per_step, settings.seed, step)
     members = [torch.nonzero(position == population).flatten() for population in chosen]
     units = [torch.full((len(rows),), unit) for unit, rows in enumerate(members)]
     return torch.cat(members), torch.cat(units)
@@ -242,7 +257,7 @@ def draw_timesteps(count: int, settings: AlignmentSettings, timesteps: int, gene
     return (low + (draws * (high - low)).long()).clamp(max=high - 1)
 
 
-def _rotate(total: int, count: int, seed: int, step: int) -> Tensor:
+def rotate(total: int, count: int, seed: int, step: int) -> Tensor:
     """Positions step * count ... of an endless sequence of permutations of range(total), (count,)."""
     start = step * count
     first, last = start // total, (start + count - 1) // total

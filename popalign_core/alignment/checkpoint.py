@@ -1,7 +1,7 @@
 """The state of a training run, and its exact save and load."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file  # pyright: ignore[reportUnkn
 from torch import Tensor
 
 from popalign_core.alignment.adapters import Policy, copy_weights, restore_weights, trainable_parameters
+from popalign_core.alignment.optimizers import make_optimizer, optimizer_tensors, restore_optimizer
 from popalign_core.alignment.settings import AlignmentSettings
 from popalign_core.errors import InvalidInput
 
@@ -23,13 +24,18 @@ WEIGHTS, OPTIMIZER, AVERAGE, STATE = (
 
 @dataclass(eq=False)
 class TrainingState:
-    """Everything that a step changes. step: finished steps. average: the moving average of the weights, if kept."""
+    """Everything that a step changes.
+
+    step: finished steps. average: the moving average of the weights, if kept. recent_losses: the last ones, for
+    `spikes.spike_score`.
+    """
 
     policy: Policy
     settings: AlignmentSettings
-    optimizer: torch.optim.AdamW
+    optimizer: torch.optim.Optimizer
     step: int
     average: dict[str, Tensor] | None
+    recent_losses: list[float] = field(default_factory=list[float])
 
 
 def begin(policy: Policy, settings: AlignmentSettings) -> TrainingState:
@@ -37,7 +43,7 @@ def begin(policy: Policy, settings: AlignmentSettings) -> TrainingState:
     parameters = list(trainable_parameters(policy.denoiser).values())
     if not parameters:
         raise InvalidInput("the policy has no trainable parameters.")
-    optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    optimizer = make_optimizer(parameters, settings)
     average = copy_weights(policy.denoiser) if settings.ema_decay is not None else None
     return TrainingState(policy=policy, settings=settings, optimizer=optimizer, step=0, average=average)
 
@@ -48,10 +54,11 @@ def save_state(state: TrainingState, folder: Path) -> None:
     Whoever owns the folder makes the commit atomic; call this between two records of `train`.
     """
     save_file(_contiguous(copy_weights(state.policy.denoiser)), folder / WEIGHTS)
-    save_file(_contiguous(_optimizer_tensors(state)), folder / OPTIMIZER)
+    moments = optimizer_tensors(state.optimizer, trainable_parameters(state.policy.denoiser))
+    save_file(_contiguous(moments), folder / OPTIMIZER)
     if state.average is not None:
         save_file(_contiguous(state.average), folder / AVERAGE)
-    facts = {"step": state.step, "settings": asdict(state.settings)}
+    facts = {"step": state.step, "settings": asdict(state.settings), "recent_losses": state.recent_losses}
     (folder / STATE).write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
@@ -73,33 +80,15 @@ def load_state(policy: Policy, settings: AlignmentSettings, folder: Path) -> Tra
     device = next(iter(policy.denoiser.parameters())).device
     if average is not None:
         state.average = {name: tensor.to(device) for name, tensor in average.items()}
-    _restore_optimizer(state, moments)
-    state.step = facts["step"]
+    restore_optimizer(state.optimizer, trainable_parameters(policy.denoiser), moments)
+    state.step, state.recent_losses = facts["step"], facts.get("recent_losses", [])
     return state
-
-
-def _optimizer_tensors(state: TrainingState) -> dict[str, Tensor]:
-    """AdamW's moments and step counts, keyed "<parameter>/<quantity>"; none before the first step."""
-    tensors: dict[str, Tensor] = {}
-    for name, parameter in trainable_parameters(state.policy.denoiser).items():
-        moments: dict[str, Tensor] = state.optimizer.state.get(parameter, {})
-        tensors.update({f"{name}/{quantity}": tensor for quantity, tensor in moments.items()})
-    return tensors
-
-
-def _restore_optimizer(state: TrainingState, tensors: dict[str, Tensor]) -> None:
-    moments: dict[int, dict[str, Tensor]] = {}
-    position = {name: index for index, name in enumerate(trainable_parameters(state.policy.denoiser))}
-    for key, tensor in tensors.items():
-        name, quantity = key.rsplit("/", maxsplit=1)
-        moments.setdefault(position[name], {})[quantity] = tensor
-    # load_state_dict moves the moments to the parameters' device and leaves the step count where it belongs.
-    groups = state.optimizer.state_dict()["param_groups"]
-    state.optimizer.load_state_dict({"state": moments, "param_groups": groups})
 
 
 def _require_same_settings(saved: dict[str, object], settings: AlignmentSettings, folder: Path) -> None:
     current = json.loads(json.dumps(asdict(settings)))
+    # A checkpoint from before a setting was there has its default.
+    saved = {**json.loads(json.dumps(asdict(AlignmentSettings()))), **saved}
     # Where the learning rate does not depend on the steps, training may go on beyond what was first asked for.
     open_ended = settings.learning_rate_schedule == "constant" or settings.schedule_steps is not None
     free = {"steps"} if open_ended else set[str]()
@@ -112,4 +101,5 @@ def _require_same_settings(saved: dict[str, object], settings: AlignmentSettings
 
 
 def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    # Copies: safetensors refuses tensors that share memory, as the 8-bit optimizer's tables do.
+    return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}

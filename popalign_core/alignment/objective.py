@@ -11,6 +11,7 @@ of margin: one beta means the same strength in all of them.
     dpo             (g_w - g_l) / 2                            one term a pair
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -18,8 +19,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid, one_hot
 
-from popalign_core.alignment.denoiser import NoiseSchedule
+from popalign_core.alignment.denoiser import Schedule
 from popalign_core.alignment.settings import Objective
+from popalign_core.errors import InvalidInput
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +41,36 @@ class DenoisingErrors:
     def log_ratios(self) -> tuple[Tensor, Tensor]:
         """The g of the winners and that of the losers, each (pairs,), in units of mean squared error."""
         return self.reference_winner - self.policy_winner, self.reference_loser - self.policy_loser
+
+    def of_policy(self) -> list[Tensor]:
+        """Those that depend on the policy: winners', losers', and the named drift where there is one."""
+        return [self.policy_winner, self.policy_loser, *([] if self.named_drift is None else [self.named_drift])]
+
+    def detach(self) -> "DenoisingErrors":
+        """The same values without a graph."""
+        return DenoisingErrors(*(None if each is None else each.detach() for each in self._all()))  # pyright: ignore
+
+    def as_variables(self) -> "DenoisingErrors":
+        """The same values as the leaves of a graph of their own."""
+        found = self.detach()
+        for each in found.of_policy():
+            each.requires_grad_()
+        return found
+
+    @classmethod
+    def concatenated(cls, parts: Sequence["DenoisingErrors"]) -> "DenoisingErrors":
+        """Those of several batches, in their order."""
+        columns = zip(*(part._all() for part in parts), strict=True)
+        return cls(*(None if column[0] is None else torch.cat(column) for column in columns))  # pyright: ignore
+
+    def _all(self) -> tuple[Tensor | None, ...]:
+        return (
+            self.policy_winner,
+            self.policy_loser,
+            self.reference_winner,
+            self.reference_loser,
+            self.named_drift,
+        )
 
     def implicit_accuracy(self) -> Tensor:
         """Share of pairs whose winner gained more than its loser, a scalar; a tie counts one half."""
@@ -148,14 +180,16 @@ def alignment_loss(
             loss = dpo_loss(errors, beta, labels.weights)
         case "sft":
             loss = sft_loss(errors, labels.weights)
+        case "reward":
+            raise InvalidInput('the objective "reward" has no pairs: train with `policy_gradient.train_on_reward`.')
     return loss + anchor_weight * sft_loss(errors, labels.weights) if anchor_weight else loss
 
 
-def nats_per_unit_error(schedule: NoiseSchedule, latent_elements: int, first_timestep: int = 0) -> float:
+def nats_per_unit_error(schedule: Schedule, latent_elements: int, first_timestep: int = 0) -> float:
     """Nats of log-likelihood that one unit of g stands for, if g is averaged over uniform timesteps from the first on.
 
     The variational bound is log p(x) >= const - sum over timesteps t and elements j of w_t E[error_tj^2], where w_t is
-    `NoiseSchedule.error_weights`. g averages over elements and, in expectation, over timesteps, both uniformly. If all
+    `Schedule.error_weights`. g averages over elements and, in expectation, over timesteps, both uniformly. If all
     w_t were equal to w, then log p_policy(x) - log p_reference(x) = latent_elements * timesteps * w * E[g], up to the
     difference of the two bounds' gaps. Real schedules have unequal w_t; this takes the uniform weights with the same
     sum, so it is an order of magnitude and not an identity. Timesteps before the first are no part of g, nor of this.
@@ -172,7 +206,7 @@ def natural_beta(beta: float, nats: float, objective: Objective, population_size
     ends at the winners' distribution; the usual betas have b far below 1, so their optimum lies far beyond it and
     training must be stopped. "popalign" compares a sample with the baseline, b = beta / nats; "dpo" halves the
     difference of the two samples of a pair, b = beta / (2 nats); "popalign_exact" spreads that over a population of n
-    pairs, b = beta / (2 n nats). None for "sft", which has no beta.
+    pairs, b = beta / (2 n nats). None for "sft" and "reward", which have no beta.
     """
     match objective:
         case "popalign":
@@ -181,7 +215,7 @@ def natural_beta(beta: float, nats: float, objective: Objective, population_size
             return beta / (2 * nats)
         case "popalign_exact":
             return beta / (2 * population_size * nats)
-        case "sft":
+        case "sft" | "reward":
             return None
 
 

@@ -4,11 +4,13 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from popalign_core.alignment.reward import RewardSettings
 from popalign_core.errors import InvalidInput, UnknownName
 
-Objective = Literal["popalign", "popalign_exact", "dpo", "sft"]
+Objective = Literal["popalign", "popalign_exact", "dpo", "sft", "reward"]
 LearningRateSchedule = Literal["constant", "cosine"]
 TimestepSampling = Literal["uniform", "stratified"]
+Optimizer = Literal["adamw", "adamw_8bit"]
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,10 @@ class AlignmentSettings:
     up to this share of the way to another one's. max_gradient_norm, ema_decay: None switches them off.
     winner_preserving: shrink the push away from a loser so that the winner's error does not rise to first order.
     schedule_steps: steps at which the learning rate schedule ends, None for `steps`. first_timestep: images with less
-    noise than at this one are not trained on.
+    noise than at this one are not trained on. micro_batch: pairs that a process passes through the model at once, None
+    for all of its own. mixed_precision: passes in bfloat16, weights and optimizer in float32. spike_limit: see
+    `spikes.spike_score`; None switches it off.
+    reward: for the objective "reward" alone.
 
     Raises: UnknownName, InvalidInput.
     """
@@ -47,16 +52,24 @@ class AlignmentSettings:
     schedule_steps: int | None = None
     timestep_sampling: TimestepSampling = "uniform"
     first_timestep: int = 0
+    micro_batch: int | None = None
+    mixed_precision: bool = False
+    optimizer: Optimizer = "adamw"
+    spike_limit: float | None = None
     seed: int = 0
+    reward: RewardSettings | None = None
 
     def __post_init__(self) -> None:
         _require_known("objective", self.objective, get_args(Objective))
         _require_known("learning rate schedule", self.learning_rate_schedule, get_args(LearningRateSchedule))
         _require_known("timestep sampling", self.timestep_sampling, get_args(TimestepSampling))
+        _require_known("optimizer", self.optimizer, get_args(Optimizer))
         _require_positive("steps", self.steps)
         _require_positive("pairs_per_step", self.pairs_per_step)
         _require_positive("learning_rate", self.learning_rate)
         _require_positive("schedule_steps", 1 if self.schedule_steps is None else self.schedule_steps)
+        _require_positive("micro_batch", 1 if self.micro_batch is None else self.micro_batch)
+        _require_positive("spike_limit", 1 if self.spike_limit is None else self.spike_limit)
         _require_positive("beta", self.beta)
         _require_positive("max_gradient_norm", 1 if self.max_gradient_norm is None else self.max_gradient_norm)
         _require_within("warmup_steps", self.warmup_steps, 0, math.inf)

@@ -16,10 +16,11 @@ StopReason = Literal["arrived", "turned"]
 
 @dataclass(frozen=True)
 class HeldOutPoint:
-    """One measurement on held-out prompts during training. disparities: per axis, >= 0."""
+    """One measurement on held-out prompts during training. disparities: per axis, >= 0. quality: higher is better."""
 
     step: int
     disparities: Mapping[str, float]
+    quality: float | None = None
 
 
 @dataclass(frozen=True)
@@ -36,12 +37,14 @@ class StopRule:
 
     patience: measurements without a better one until "turned". min_gain: by how much the score must fall to count as
     better. floors: per axis, the disparity that sampling alone would show (0 where not given); smaller values are
-    counted as it, since nothing smaller is measured.
+    counted as it, since nothing smaller is measured. max_quality_drop: share of the quality before training that a
+    point may have lost; one that lost more is never the best, however even. None: quality is not looked at.
     """
 
     patience: int = 2
     min_gain: float = 0.0
     floors: Mapping[str, float] = field(default_factory=dict[str, float])
+    max_quality_drop: float | None = None
 
     def judge(self, history: Sequence[HeldOutPoint]) -> StopVerdict:
         """The verdict after the last measurement. history[0] is the model before training.
@@ -54,11 +57,19 @@ class StopRule:
         scores = [self.score(history[0].disparities, point.disparities) for point in history]
         best = 0
         for position in range(len(history)):
-            if scores[position] < scores[best] - self.min_gain:
+            if scores[position] < scores[best] - self.min_gain and self.is_sound(history[0], history[position]):
                 best = position
         if all(value <= self.floors.get(axis, 0.0) for axis, value in history[best].disparities.items()):
             return StopVerdict(best, "arrived")
         return StopVerdict(best, "turned" if len(history) - 1 - best >= self.patience else None)
+
+    def is_sound(self, before: HeldOutPoint, now: HeldOutPoint) -> bool:
+        """Whether a point has kept its quality. Raises: InvalidInput where that was not measured."""
+        if self.max_quality_drop is None:
+            return True
+        if before.quality is None or now.quality is None:
+            raise InvalidInput("max_quality_drop needs the quality of every point.")
+        return now.quality >= (1 - self.max_quality_drop) * before.quality
 
     def score(self, before: Mapping[str, float], now: Mapping[str, float]) -> float:
         """Mean over axes of disparity relative to that before training: 1 at the start, lower is more even.

@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
+from popalign_core.alignment.accumulation import accumulate_gradient
 from popalign_core.alignment.adapters import Policy, trainable_parameters
-from popalign_core.alignment.cache import AlignmentData, PairBatch, draw_batch
+from popalign_core.alignment.cache import AlignmentData, draw_batch
 from popalign_core.alignment.checkpoint import TrainingState, begin, load_state
-from popalign_core.alignment.objective import DenoisingErrors, alignment_loss, batch_baseline
+from popalign_core.alignment.passes import Autocast
 from popalign_core.alignment.processes import Processes, require_shares
-from popalign_core.alignment.safeguard import preserve_winners
 from popalign_core.alignment.settings import AlignmentSettings
-from popalign_core.errors import TrainingDiverged
+from popalign_core.alignment.spikes import WINDOW, spike_score
+from popalign_core.errors import LossSpike, TrainingDiverged
 
 if TYPE_CHECKING:
     from accelerate import Accelerator  # pyright: ignore[reportMissingTypeStubs]
@@ -30,31 +30,27 @@ class StepRecord:
     step: finished steps, from 1. loss: with the anchor and with what preserves named captions. implicit_accuracy:
     share of pairs whose winner gained more on the reference than its loser. winner_margin, loser_margin: mean g, in
     units of mean squared error (see `objective`). gradient_norm: before clipping. seconds: wall time, drawing the
-    batch included.
+    batch included. A policy gradient has no pairs (0) and no margins; it alone has reward, the mean over the images,
+    drawn, their number, and unknown, those whose group could not be told on some axis.
     """
 
     step: int
     loss: float
-    implicit_accuracy: float
-    winner_margin: float
-    loser_margin: float
+    implicit_accuracy: float | None
+    winner_margin: float | None
+    loser_margin: float | None
     gradient_norm: float
     learning_rate: float
     pairs: int
     seconds: float
+    reward: float | None = None
+    drawn: int | None = None
+    unknown: int | None = None
 
     @property
     def images_per_second(self) -> float:
-        """Winners and losers together, over all processes."""
-        return 2 * self.pairs / self.seconds
-
-
-@dataclass(frozen=True, eq=False)
-class Residuals:
-    """Predictions minus targets, each (pairs, c, h, w), float32."""
-
-    winner: Tensor
-    loser: Tensor
+        """Winners and losers together, over all processes; of a policy gradient the images drawn."""
+        return (self.drawn or 2 * self.pairs) / self.seconds
 
 
 def train(
@@ -72,8 +68,8 @@ def train(
     and settings must be the given ones. resume_from: a folder of `save_state`, for one that does not. accelerator:
     gives the autocast and the exchange between processes; the policy must be on its device. None: one process, the
     policy's own precision.
-    Raises: TrainingDiverged before the update of a step whose loss or gradient is not finite; InvalidInput;
-    LostProcess.
+    Raises: TrainingDiverged before the update of a step whose loss or gradient is not finite, LossSpike before that of
+    one whose loss jumps, where the settings look for it; InvalidInput; LostProcess.
     """
     processes = Processes(accelerator)
     if state is None:
@@ -89,22 +85,17 @@ def _advance(state: TrainingState, data: AlignmentData, processes: Processes) ->
     denoiser, settings = state.policy.denoiser, state.settings
     device = next(iter(denoiser.parameters())).device
     batch = draw_batch(data, settings, state.step, len(denoiser.schedule), device, processes.share)
-    with processes.autocast():
-        errors, residuals = measure_errors(state.policy, batch)
-    loss, surrogate = _weigh(errors, residuals, batch, settings, processes)
     state.optimizer.zero_grad(set_to_none=True)
-    surrogate.backward()  # pyright: ignore[reportUnknownMemberType]
-    norm = _clip_gradient(state, processes)
+    found = accumulate_gradient(state.policy, batch, settings, processes, _autocast(device, settings, processes))
+    norm = clip_gradient(state, processes)
 
-    winner, loser = errors.log_ratios()
-    accuracy = errors.implicit_accuracy()
-    local = torch.stack([loss.detach(), accuracy, winner.detach().mean(), loser.detach().mean()])
+    winner, loser = found.errors.log_ratios()
+    local = torch.stack([found.loss, found.errors.implicit_accuracy(), winner.mean(), loser.mean()])
     means: list[float] = processes.mean_over_pairs(local, len(winner), batch.global_pairs).tolist()  # pyright: ignore
-    if not (math.isfinite(means[0]) and math.isfinite(norm)):
-        state.optimizer.zero_grad(set_to_none=True)
-        raise TrainingDiverged(step=state.step + 1, loss=norm if math.isfinite(means[0]) else means[0])
+    _require_sound(state, means[0], norm)
     rate = settings.learning_rate_at(state.step)
-    _update(state, rate)
+    update_weights(state, rate)
+    state.recent_losses = [*state.recent_losses, means[0]][-WINDOW:]
     return StepRecord(
         step=state.step,
         loss=means[0],
@@ -118,63 +109,25 @@ def _advance(state: TrainingState, data: AlignmentData, processes: Processes) ->
     )
 
 
-def measure_errors(policy: Policy, batch: PairBatch) -> tuple[DenoisingErrors, Residuals]:
-    """Errors of policy and reference on winners and losers, in one forward pass each; and the policy's residuals.
-
-    Where the batch has named captions, one of each pair goes through once more under its own, for `named_drift`.
-    """
-    schedule, pairs = policy.denoiser.schedule, len(batch.winner_latents)
-    clean, embeddings, pooled = (
-        [batch.winner_latents, batch.loser_latents],
-        [batch.prompt_embeddings] * 2,
-        [batch.pooled] * 2,
-    )
-    if batch.named is not None:
-        clean.append(batch.named.latents)
-        embeddings.append(batch.named.prompt_embeddings)
-        pooled.append(batch.named.pooled)
-    latents, conditions = torch.cat(clean), (torch.cat(embeddings), torch.cat(pooled))
-    noise, timesteps = torch.cat([batch.noise] * len(clean)), torch.cat([batch.timesteps] * len(clean))
-    noisy, target = schedule.add_noise(latents, noise, timesteps), schedule.target(latents, noise, timesteps)
-
-    # The reference first: switching adapters off marks them as not trainable, which must not happen to a live graph.
-    with policy.reference() as reference, torch.no_grad():
-        reference_residuals = reference(noisy, timesteps, *conditions).float() - target
-    residuals = policy.denoiser(noisy, timesteps, *conditions).float() - target
-    errors, reference_errors = (each.square().flatten(1).mean(dim=1) for each in (residuals, reference_residuals))
-    drift = None
-    if len(clean) == 3:
-        # One target on both sides: the residuals' difference is that of the predictions.
-        drift = (residuals - reference_residuals)[2 * pairs :].square().flatten(1).mean(dim=1)
-    win, lose = slice(pairs), slice(pairs, 2 * pairs)
-    measured = DenoisingErrors(errors[win], errors[lose], reference_errors[win], reference_errors[lose], drift)
-    return measured, Residuals(residuals.detach()[win], residuals.detach()[lose])
+def _autocast(device: torch.device, settings: AlignmentSettings, processes: Processes) -> Autocast:
+    if settings.mixed_precision:
+        return lambda: torch.autocast(device.type, torch.bfloat16)
+    return processes.autocast
 
 
-def _weigh(
-    errors: DenoisingErrors, residuals: Residuals, batch: PairBatch, settings: AlignmentSettings, processes: Processes
-) -> tuple[Tensor, Tensor]:
-    """The loss of this process's pairs, and what to differentiate so that gradients average over processes."""
-    pairs = len(errors.policy_winner)
-    loss = alignment_loss(
-        errors,
-        batch.labels,
-        objective=settings.objective,
-        beta=settings.beta,
-        anchor_weight=settings.anchor_weight,
-        baseline=processes.mean_over_pairs(batch_baseline(errors), pairs, batch.global_pairs),
-    )
-    surrogate = loss
-    if settings.winner_preserving:
-        surrogate, _ = preserve_winners(loss, errors, residuals.winner, residuals.loser)
-    if errors.named_drift is not None:
-        preserved = settings.preserve_weight * errors.named_drift.mean()
-        loss, surrogate = loss + preserved, surrogate + preserved
-    # Shares may differ in size; the mean over processes must still be the mean over pairs.
-    return loss, surrogate * (pairs * processes.share.processes / batch.global_pairs)
+def _require_sound(state: TrainingState, loss: float, norm: float) -> None:
+    """Raises before the update, in all processes alike: TrainingDiverged, LossSpike."""
+    step, limit = state.step + 1, state.settings.spike_limit
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        state.optimizer.zero_grad(set_to_none=True)
+        raise TrainingDiverged(step=step, loss=norm if math.isfinite(loss) else loss)
+    score = spike_score(state.recent_losses, loss) if limit is not None else 0.0
+    if limit is not None and score > limit:
+        state.optimizer.zero_grad(set_to_none=True)
+        raise LossSpike(step=step, loss=loss, score=score, limit=limit)
 
 
-def _clip_gradient(state: TrainingState, processes: Processes) -> float:
+def clip_gradient(state: TrainingState, processes: Processes) -> float:
     """Average over processes, clip, and return the norm before clipping."""
     parameters = list(trainable_parameters(state.policy.denoiser).values())
     processes.average_gradients(parameters)
@@ -183,7 +136,8 @@ def _clip_gradient(state: TrainingState, processes: Processes) -> float:
 
 
 @torch.no_grad()
-def _update(state: TrainingState, learning_rate: float) -> None:
+def update_weights(state: TrainingState, learning_rate: float) -> None:
+    """One step of the optimizer, and of the moving average if there is one."""
     for group in state.optimizer.param_groups:
         group["lr"] = learning_rate
     state.optimizer.step()  # pyright: ignore[reportUnknownMemberType]

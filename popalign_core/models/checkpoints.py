@@ -2,11 +2,20 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
 from popalign_core.errors import InvalidInput, ModelNotUsable
+from popalign_core.models.families import (
+    FAMILIES,
+    Family,
+    check_networks,
+    family_named,
+    largest_side,
+    size_step,
+)
 
 EMBEDDED = {
     "emoji": Path(__file__).parent / "emoji" / "pipeline",
@@ -28,20 +37,22 @@ def is_path(source: str) -> bool:
     return source.startswith((".", "/", "~"))
 
 
-def check_source(source: str, image_size: int = 0) -> None:
-    """What can be said of a model before it is loaded: a local folder is complete, and the image size fits it.
+def check_source(source: str, image_size: int = 0, scheduler: str = "") -> None:
+    """What can be said of a model before it is loaded: a local folder is complete; image size and sampler fit it.
 
-    image_size: pixels a side, 0 = the model's own. A hub id passes: only loading it shows what it is.
-    Raises: ModelNotUsable, InvalidInput.
+    image_size: pixels a side, 0 = the model's own. scheduler: a sampler's name, or empty. A hub id passes: only loading
+    it shows what it is. Raises: ModelNotUsable, InvalidInput.
     """
     folder = Path(resolve_source(source))
     if not folder.exists():
         if is_path(source):
             raise ModelNotUsable(f"there is no model folder {source}. Embedded: emoji. A hub id is owner/name.")
         return
-    check_pipeline_folder(folder)
-    unet, vae = (read_config(folder / part / "config.json") for part in ("unet", "vae"))
-    check_image_size(image_size, image_size, len(vae["block_out_channels"]), len(unet["block_out_channels"]))
+    family = check_pipeline_folder(folder)
+    if scheduler:
+        family.check_scheduler(scheduler)
+    denoiser, vae = (read_config(folder / part / "config.json") for part in (family.denoiser, "vae"))
+    check_image_size(image_size, image_size, size_step(family, denoiser, vae), largest_side(denoiser, vae))
 
 
 def check_adapter(source: str) -> None:
@@ -53,8 +64,31 @@ def check_adapter(source: str) -> None:
         raise ModelNotUsable(f"there is no LoRA folder {source}. A hub id is owner/name.")
 
 
+def check_cacheable(pipeline: str) -> None:
+    """A local pipeline's UNet has an inner part that steps can share; a hub id passes. Raises: InvalidInput."""
+    config = Path(resolve_source(pipeline)) / "unet" / "config.json"
+    if config.is_file() and len(read_config(config).get("block_out_channels", ())) < 2:
+        raise InvalidInput(
+            f"sampling.approximate.cache_every shares the inner levels of a UNet between steps, and that of {pipeline} "
+            "has one level only: leave it at 1."
+        )
+
+
+# What must be alike in a network and in the one whose place it takes.
+_FITTING = (
+    "_class_name",
+    "in_channels",
+    "cross_attention_dim",
+    "addition_embed_type",
+    "projection_class_embeddings_input_dim",
+    "patch_size",
+    "joint_attention_dim",
+    "pooled_projection_dim",
+)
+
+
 def check_unet(source: str, pipeline: str) -> None:
-    """A folder holds an SDXL UNet in safetensors that fits the pipeline; one in the workspace passes.
+    """A folder holds a UNet or transformer in safetensors that fits the pipeline; one in the workspace passes.
 
     Raises: ModelNotUsable.
     """
@@ -62,33 +96,38 @@ def check_unet(source: str, pipeline: str) -> None:
         return
     folder = Path(source)
     if not folder.is_dir():
-        raise ModelNotUsable(f"there is no UNet folder {source}; UNet2DConditionModel.save_pretrained writes one.")
+        raise ModelNotUsable(f"there is no folder {source}; save_pretrained of a UNet or transformer writes one.")
     check_weights(folder)
     config = read_config(folder / "config.json")
-    if config.get("addition_embed_type") != "text_time":
-        raise ModelNotUsable(f"{folder} is no UNet of SDXL: its addition_embed_type is not 'text_time'.")
+    networks = sorted({family.network for family in FAMILIES.values()})
+    if config.get("_class_name") not in networks:
+        raise ModelNotUsable(f"{folder} holds a {config.get('_class_name')}, expected {' or '.join(networks)}.")
     whole = Path(resolve_source(pipeline))
-    own = read_config(whole / "unet" / "config.json") if whole.is_dir() else config
-    for name in ("in_channels", "cross_attention_dim", "projection_class_embeddings_input_dim"):
+    if not whole.is_dir():
+        return
+    family = check_pipeline_folder(whole)
+    own = read_config(whole / family.denoiser / "config.json")
+    for name in _FITTING:
         if config.get(name) != own.get(name):
             raise ModelNotUsable(
-                f"the UNet in {folder} does not fit {pipeline}: its {name} is {config.get(name)}, the pipeline's "
-                f"{own.get(name)}."
+                f"the {family.denoiser} in {folder} does not fit {pipeline}: its {name} is {config.get(name)!r}, the "
+                f"pipeline's {own.get(name)!r}."
             )
 
 
-def check_image_size(height: int, width: int, vae_levels: int, unet_levels: int) -> None:
-    """Raises: InvalidInput where a size in pixels does not fit the latent grid and the UNet's levels."""
-    step = 2 ** (vae_levels - 1 + unet_levels - 1)
+def check_image_size(height: int, width: int, step: int, largest: int | None = None) -> None:
+    """Raises: InvalidInput where a size in pixels is not divisible by the step, or beyond the largest side."""
     if height % step or width % step:
         raise InvalidInput(
             f"image size {height} x {width} is not divisible by {step}, which this model needs; "
             f"the nearest is {max(step, round(height / step) * step)} x {max(step, round(width / step) * step)}."
         )
+    if largest is not None and max(height, width) > largest:
+        raise InvalidInput(f"image size {height} x {width} is beyond the {largest} pixels a side of this model.")
 
 
-def check_pipeline_folder(folder: Path) -> None:
-    """Refuses a folder that is no complete SDXL pipeline in safetensors.
+def check_pipeline_folder(folder: Path) -> Family:
+    """Refuses a folder that is no complete pipeline in safetensors of a family that is supported; returns the family.
 
     Raises: ModelNotUsable, naming what is missing or wrong.
     """
@@ -96,24 +135,29 @@ def check_pipeline_folder(folder: Path) -> None:
     if not index_file.is_file():
         raise ModelNotUsable(
             f"{folder} holds no model_index.json: a diffusers pipeline folder is expected "
-            "(StableDiffusionXLPipeline.save_pretrained writes one)."
+            "(save_pretrained of a pipeline writes one)."
         )
-    parts = read_config(index_file)
-    if parts.get("_class_name") != "StableDiffusionXLPipeline":
-        raise ModelNotUsable(
-            f"{folder} is a {parts.get('_class_name')}; StableDiffusionXLPipeline is the architecture supported."
-        )
-    for part in ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler"):
-        if not (folder / part).is_dir():
-            raise ModelNotUsable(f"{folder} has no {part}/ folder, which an SDXL pipeline needs.")
-    for part in ("unet", "vae", "text_encoder", "text_encoder_2"):
-        check_weights(folder / part)
-    config = read_config(folder / "unet" / "config.json")
-    if config.get("addition_embed_type") != "text_time":
-        raise ModelNotUsable(
-            f"{folder}/unet takes no pooled text and size conditions (addition_embed_type "
-            f"{config.get('addition_embed_type')!r}); an SDXL UNet has 'text_time'."
-        )
+    index = read_config(index_file)
+    family = family_named(index.get("_class_name"), folder)
+    absent = absent_parts(family, index)
+    for part in family.parts:
+        if part not in absent and not (folder / part).is_dir():
+            raise ModelNotUsable(f"{folder} has no {part}/ folder, which a pipeline of {family.title} needs.")
+    for part in family.weighted:
+        if part not in absent:
+            check_weights(folder / part)
+    denoiser, vae = (read_config(folder / part / "config.json") for part in (family.denoiser, "vae"))
+    scheduler = read_config(folder / "scheduler" / "scheduler_config.json")
+    try:
+        check_networks(family, denoiser, vae, scheduler)
+    except ModelNotUsable as error:
+        raise ModelNotUsable(f"{folder} cannot be used: {error}") from error
+    return family
+
+
+def absent_parts(family: Family, index: Mapping[str, Any]) -> tuple[str, ...]:
+    """The optional parts that a pipeline is without. index: its `model_index.json`, which has null for these."""
+    return tuple(sorted(name for name in family.optional if not any(index.get(name) or ())))
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -7,24 +7,32 @@ from typing import Any, Literal, cast
 from safetensors import SafetensorError, safe_open
 
 from popalign_core.errors import ModelNotUsable
+from popalign_core.models.families import DenoiserPart
+from popalign_core.models.loading import family_of, load_model
 from popalign_core.models.lora import FILE_NAME
-from popalign_core.models.sdxl import ModelSource, SdxlModel, load_sdxl
+from popalign_core.models.sdxl import ModelSource
+from popalign_core.models.text_to_image import TextToImageModel
 
-Form = Literal["lora", "unet", "pipeline"]
+Form = Literal["lora", "unet", "transformer", "pipeline"]
 
 
 def export_form(source: ModelSource) -> Form:
-    """An adapter on a plain pipeline is handed over alone, everything else as a whole UNet.
+    """An adapter on a plain pipeline is handed over alone, everything else as a whole UNet or transformer.
 
     Only where the base model's LoRA also changes the text encoders, it takes the whole pipeline.
+    Raises: ModelNotUsable.
     """
     if source.fused_lora is not None and adapts_text_encoders(source.fused_lora):
         return "pipeline"
-    return "lora" if source.lora is not None and source.unet is None and source.fused_lora is None else "unet"
+    if source.lora is not None and source.unet is None and source.fused_lora is None:
+        return "lora"
+    return family_of(source.pipeline).denoiser
 
 
 def export_weights(source: ModelSource, folder: Path) -> Form:
-    """Writes a trained model into an existing folder: a LoRA file, `unet/`, or a pipeline, all in safetensors.
+    """Writes a trained model into an existing folder: a LoRA file, `unet/`, `transformer/`, or a pipeline.
+
+    All in safetensors.
 
     Raises: ModelNotUsable.
     """
@@ -34,28 +42,34 @@ def export_weights(source: ModelSource, folder: Path) -> Form:
     elif form == "pipeline":
         _merged(source).pipeline.save_pretrained(folder, safe_serialization=True)
     elif source.lora is None:
-        shutil.copytree(str(source.unet), folder / "unet")
+        shutil.copytree(str(source.unet), folder / form)
     else:
-        save_merged_unet(source, folder)
+        save_merged_denoiser(source, folder)
     return form
 
 
-def save_merged_unet(source: ModelSource, folder: Path) -> None:
-    """Writes `unet/` with the adapter in its weights, which then loads as any other. Raises: ModelNotUsable."""
-    _merged(source).pipeline.unet.save_pretrained(folder / "unet", safe_serialization=True)
+def save_merged_denoiser(source: ModelSource, folder: Path) -> DenoiserPart:
+    """Writes `unet/` or `transformer/` with the adapter in its weights, which then loads as any other.
+
+    Raises: ModelNotUsable.
+    """
+    model = _merged(source)
+    part = model.family.denoiser
+    model.network.save_pretrained(folder / part, safe_serialization=True)
+    return part
 
 
-def _merged(source: ModelSource) -> SdxlModel:
+def _merged(source: ModelSource) -> TextToImageModel:
     # In float32: in fewer bits the sum would lose most of what an adapter adds.
-    model = load_sdxl(source, device="cpu", dtype="float32")
+    model = load_model(source, device="cpu", dtype="float32")
     if source.lora is not None:
-        model.pipeline.fuse_lora(components=["unet"])
+        model.pipeline.fuse_lora(components=[model.family.denoiser])
         model.pipeline.unload_lora_weights()
     return model
 
 
 def adapts_text_encoders(lora: str) -> bool:
-    """Whether a LoRA changes more than the UNet; of a hub id it is assumed. Raises: ModelNotUsable."""
+    """Whether a LoRA changes more than the UNet or transformer; of a hub id it is assumed. Raises: ModelNotUsable."""
     folder = Path(lora)
     if not folder.is_dir():
         return True

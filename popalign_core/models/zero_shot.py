@@ -6,44 +6,16 @@ from pathlib import Path
 import numpy as np
 import open_clip
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
 from popalign_core.attributes import Axis
-from popalign_core.classification import AxisProbabilities, softmax
+from popalign_core.classification import AxisProbabilities, Pictures, softmax
 from popalign_core.errors import ModelNotUsable
 from popalign_core.models.checkpoints import check_weights, is_path, resolve_source, source_digest
+from popalign_core.models.preprocessing import ClipPixels
 from popalign_core.models.sdxl import pick_device
-
-# Each group is the mean of its phrases in each of these frames.
-FRAMES = ("a photo of {}", "a picture of {}", "{}")
-PHRASES: dict[str, dict[str, tuple[str, ...]]] = {
-    "perceived_gender": {"man": ("a man",), "woman": ("a woman",)},
-    "perceived_skin_tone": {
-        tone: (f"a {tone} skinned person", f"a {tone} skinned man", f"a {tone} skinned woman")
-        for tone in ("light", "medium-light", "medium", "medium-dark", "dark")
-    },
-    "perceived_race": {
-        "white": ("a white person",),
-        "asian": ("an Asian person",),
-        "black": ("a Black person",),
-        "latino hispanic": ("a Latino person", "a Hispanic person"),
-        "indian": ("an Indian person",),
-        "middle eastern": ("a Middle Eastern person",),
-    },
-    "perceived_age": {
-        "young": ("a young person",),
-        "middle-aged": ("a middle-aged person",),
-        "old": ("an old person",),
-    },
-    "perceived_couple": {
-        "a man and a woman": ("a man and a woman",),
-        "two men": ("two men",),
-        "two women": ("two women",),
-    },
-}
-NO_PERSON_PHRASES = ("an object",)
+from popalign_core.phrases import FRAMES, NO_PERSON_PHRASES, PHRASES, DescribedAxis, described
 
 
 def check_builder(source: str, axes: Sequence[str]) -> None:
@@ -82,19 +54,22 @@ class ZeroShotClassifier:
         except (OSError, RuntimeError, ValueError) as error:
             raise ModelNotUsable(f"{source!r} could not be loaded by open_clip: {error}") from error
         self.model = model.to(self.device).eval().requires_grad_(False)
-        self.preprocess = preprocess
-        self._group_features: dict[str, Tensor] = {}
+        self.pixels = ClipPixels(open_clip.get_model_preprocess_cfg(self.model), preprocess, self.device)
+        self._group_features: dict[tuple[object, ...], Tensor] = {}
 
     @torch.inference_mode()
-    def image_features(self, images: np.ndarray) -> Tensor:
-        """Unit features (n, d) in float32 on the CPU. images: uint8 (n, h, w, 3)."""
-        features: list[Tensor] = []
-        for start in range(0, len(images), self.batch_size):
-            part = images[start : start + self.batch_size]
-            views: list[Tensor] = [self.preprocess(Image.fromarray(image)) for image in part]
-            pixels = torch.stack(views).to(self.device)
-            features.append(functional.normalize(self.model.encode_image(pixels).float(), dim=-1).cpu())
-        return torch.cat(features)
+    def image_features(self, images: Pictures) -> Tensor:
+        """Unit features (n, d) in float32 on the CPU."""
+        features = [
+            functional.normalize(self.model.encode_image(self.pixels(part)).float(), dim=-1).cpu()
+            for part in (images[start : start + self.batch_size] for start in range(0, len(images), self.batch_size))
+        ]
+        return torch.cat(features) if features else torch.zeros((0, self.width))
+
+    @property
+    def width(self) -> int:
+        """Numbers of one feature."""
+        return self.text_features([""]).shape[1]
 
     @torch.inference_mode()
     def text_features(self, texts: Sequence[str]) -> Tensor:
@@ -106,21 +81,25 @@ class ZeroShotClassifier:
         mean = self.text_features([frame.format(phrase) for phrase in phrases for frame in FRAMES]).mean(dim=0)
         return functional.normalize(mean, dim=-1)
 
-    def _axis_features(self, axis: Axis) -> Tensor:
+    def _axis_features(self, axis: DescribedAxis) -> Tensor:
         """One row a group, then one for "no person"."""
-        if axis.name not in self._group_features:
-            phrases = PHRASES[axis.name]
-            rows = [self._ensemble(phrases[group]) for group in axis.groups]
-            self._group_features[axis.name] = torch.stack([*rows, self._ensemble(NO_PERSON_PHRASES)])
-        return self._group_features[axis.name]
+        key = (axis.axis, *(tuple(axis.phrases[group]) for group in axis.axis.groups))
+        if key not in self._group_features:
+            rows = [self._ensemble(axis.phrases[group]) for group in axis.axis.groups]
+            self._group_features[key] = torch.stack([*rows, self._ensemble(NO_PERSON_PHRASES)])
+        return self._group_features[key]
 
-    def probabilities(self, images: np.ndarray, axes: Sequence[Axis]) -> list[AxisProbabilities]:
-        """Softmax over the groups; "no person" against the best group."""
-        features = self.image_features(images)
+    def probabilities(self, images: Pictures, axes: Sequence[Axis]) -> list[AxisProbabilities]:
+        """Softmax over the groups; "no person" against the best group. Raises: UnknownName (no phrases)."""
+        return self.probabilities_of(self.image_features(images).numpy(), [described(axis) for axis in axes])
+
+    def probabilities_of(self, features: np.ndarray, axes: Sequence[DescribedAxis]) -> list[AxisProbabilities]:
+        """The same from features (n, d), float32, of images, which need not be there any more."""
         scale = float(self.model.logit_scale.exp())
+        seen = torch.from_numpy(np.require(features, requirements="W"))
         outcomes: list[AxisProbabilities] = []
         for axis in axes:
-            logits = (scale * features @ self._axis_features(axis).T).numpy()
+            logits = (scale * seen @ self._axis_features(axis).T).numpy()
             best_against_none = np.stack([logits[:, :-1].max(axis=1), logits[:, -1]], axis=1)
-            outcomes.append(AxisProbabilities(axis, softmax(logits[:, :-1]), softmax(best_against_none)[:, 1]))
+            outcomes.append(AxisProbabilities(axis.axis, softmax(logits[:, :-1]), softmax(best_against_none)[:, 1]))
         return outcomes

@@ -40,6 +40,13 @@ def contact_sheet(rows: Sequence[Sequence[np.ndarray | None]], cell_size: int = 
     return _encoded(sheet, lossless=side <= _LOSSLESS_UP_TO)
 
 
+def thumbnail(image: np.ndarray, most_pixels: int) -> bytes:
+    """One image (height, width, 3), uint8, as WebP of so many pixels a side at most; it is never enlarged."""
+    small = Image.fromarray(image)
+    small.thumbnail((most_pixels, most_pixels), Image.Resampling.LANCZOS)
+    return _encoded(small, lossless=max(small.size) <= _LOSSLESS_UP_TO)
+
+
 def sheet_rows(sheet: bytes, rows: int) -> list[bytes]:
     """The rows of a sheet as WebP images of their own. Raises: InvalidInput if it has not that many equal rows."""
     try:

@@ -27,8 +27,10 @@ class Curve:
 
 
 def training_curves(data: ReportData) -> list[Curve]:
-    """Loss, implicit accuracy and margins over all steps of all rounds."""
-    steps = sorted(data.training_steps, key=lambda row: (row["round"], row["model_id"], row["step"]))
+    """Loss, implicit accuracy and margins over all steps of all rounds; of a policy gradient loss and reward."""
+    repeated = {row["model_id"] for row in data.models if row.get("repeats_model_id")}
+    own = [row for row in data.training_steps if row["model_id"] not in repeated]
+    steps = sorted(own, key=lambda row: (row["round"], row["model_id"], row["step"]))
     if not steps:
         return []
     boundaries: list[tuple[int, str]] = []
@@ -42,9 +44,13 @@ def training_curves(data: ReportData) -> list[Curve]:
     def line(column: str, label: str, dashed: bool = False) -> Line:
         return Line(label, [float(row[column]) for row in steps], dashed)
 
+    loss = Curve("Loss", f"{len(steps):,} steps.{means}", step_chart([line("loss", "loss")], boundaries))
+    if any(row.get("reward") is not None for row in steps):
+        note = "Mean over the images of a step, each judged by the others of its prompt; dotted: on the target."
+        return [loss, Curve("Reward", note, step_chart([line("reward", "reward")], boundaries, guide=0.0))]
     margins = [line("winner_margin", "winners"), line("loser_margin", "losers", dashed=True)]
     return [
-        Curve("Loss", f"{len(steps):,} steps.{means}", step_chart([line("loss", "loss")], boundaries)),
+        loss,
         Curve(
             "Implicit accuracy",
             "Share of pairs whose winner gained more on the reference than its loser; dotted: chance.",

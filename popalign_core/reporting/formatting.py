@@ -22,6 +22,8 @@ MEASURES = {
     "clip_score": "CLIP score",
     "frechet_to_base": "Frechet distance to the base model",
     "kernel_distance": "Kernel distance to the base model",
+    "cohen_kappa": "Cohen's kappa",
+    "observed_agreement": "share of equal labels",
 }
 _NOT_MEASURED = Markup('<span class="absent">not measured</span>')
 

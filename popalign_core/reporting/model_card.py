@@ -10,6 +10,7 @@ from huggingface_hub import ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from popalign_core.attributes import AXES
+from popalign_core.models.families import SDXL, Family
 from popalign_core.reporting import comparisons
 from popalign_core.reporting.formatting import Style, as_text, measure_label, plain_words
 from popalign_core.reporting.report import decision_checks, verdict
@@ -18,42 +19,44 @@ from popalign_core.reporting.report_data import Measured, ReportData, matching
 if TYPE_CHECKING:
     from popalign_core.models.export import Form
 
-_RELATIONS = {"lora": "adapter", "unet": "finetune", "pipeline": "finetune"}
+_RELATIONS = {"lora": "adapter", "unet": "finetune", "transformer": "finetune", "pipeline": "finetune"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportedModel:
     """form: what was written beside the card. pipeline: what `from_pretrained` opens the base model from.
 
-    base_model: the configured pipeline. lineage: (name, value) of base, data, configuration and weights.
+    base_model: the configured pipeline. lineage: (name, value) of base, data, configuration and weights. family: of the
+    base model. absent: the parts that it is without.
     """
 
     form: "Form"
     pipeline: str
     base_model: str
     lineage: Sequence[tuple[str, str]]
+    family: Family = SDXL
+    absent: Sequence[str] = ()
 
 
-def opening_lines(form: "Form", pipeline: str) -> tuple[str, ...]:
-    """The Python that opens an exported model with plain diffusers, run in its folder."""
+def opening_lines(form: "Form", pipeline: str, family: Family = SDXL, absent: Sequence[str] = ()) -> tuple[str, ...]:
+    """The Python that opens an exported model with plain diffusers, run in its folder. absent: see `ExportedModel`."""
     # `to`: transformers opens text encoders in the precision they are stored in, diffusers a UNet in float32.
     base = json.dumps(pipeline, ensure_ascii=False)
+    options = ", ".join([*(f"{part}=None" for part in absent), "use_safetensors=True"])
+    kind, part = family.pipeline, family.denoiser
     if form == "lora":
         return (
-            "from diffusers import StableDiffusionXLPipeline",
-            f"pipe = StableDiffusionXLPipeline.from_pretrained({base}, use_safetensors=True)",
-            'pipe.to(pipe.unet.dtype).load_lora_weights(".")',
+            f"from diffusers import {kind}",
+            f"pipe = {kind}.from_pretrained({base}, {options})",
+            f'pipe.to(pipe.{part}.dtype).load_lora_weights(".")',
         )
-    if form == "unet":
+    if form == part:
         return (
-            "from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel",
-            'unet = UNet2DConditionModel.from_pretrained(".", subfolder="unet", use_safetensors=True)',
-            f"pipe = StableDiffusionXLPipeline.from_pretrained({base}, unet=unet, use_safetensors=True).to(unet.dtype)",
+            f"from diffusers import {kind}, {family.network}",
+            f'{part} = {family.network}.from_pretrained(".", subfolder="{part}", use_safetensors=True)',
+            f"pipe = {kind}.from_pretrained({base}, {part}={part}, {options}).to({part}.dtype)",
         )
-    return (
-        "from diffusers import StableDiffusionXLPipeline",
-        'pipe = StableDiffusionXLPipeline.from_pretrained(".", use_safetensors=True)',
-    )
+    return (f"from diffusers import {kind}", f'pipe = {kind}.from_pretrained(".", {options})')
 
 
 def render_model_card(data: ReportData, model: ExportedModel) -> str:
@@ -71,7 +74,7 @@ def render_model_card(data: ReportData, model: ExportedModel) -> str:
         model=model,
         row=row,
         trained_from=row.get("base_model") or model.base_model,
-        code="\n".join(opening_lines(model.form, model.pipeline)),
+        code="\n".join(opening_lines(model.form, model.pipeline, model.family, model.absent)),
         axes=[AXES[name] for name in data.config["expansion"]["axes"]],
         prompt_counts={split: len(matching(neutral, split=split)) for split in ("train", "validation", "eval")},
         headline=comparisons.headline(data),
@@ -83,7 +86,7 @@ def render_model_card(data: ReportData, model: ExportedModel) -> str:
 
 
 def _front_matter(model: ExportedModel) -> str:
-    tags = ["stable-diffusion-xl", "text-to-image", "popalign", *(["lora"] if model.form == "lora" else [])]
+    tags = [model.family.tag, "text-to-image", "popalign", *(["lora"] if model.form == "lora" else [])]
     facts = ModelCardData(
         base_model=model.base_model,
         base_model_relation=_RELATIONS[model.form],

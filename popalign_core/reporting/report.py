@@ -6,7 +6,8 @@ from functools import cache
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from popalign_core.reporting import comparisons, course, queries, shares, strips
+from popalign_core.config import SamplingConfig
+from popalign_core.reporting import classifiers, comparisons, course, people, queries, shares, strips
 from popalign_core.reporting.formatting import as_text, estimate, measure_label, number, plain_words
 from popalign_core.reporting.report_data import Measured, ReportData, matching, measured
 
@@ -54,9 +55,13 @@ def render_report(data: ReportData) -> str:
             trained_charts=comparisons.prompt_charts(data, comparisons.TRAINED),
             shares=shares.axis_shares(data),
             grids=shares.share_grids(data),
+            agreements=classifiers.agreements(data),
+            unlabelled=classifiers.unlabelled(data),
             scores=comparisons.scores(data),
             other_measures=comparisons.other_measures(data),
             paired=comparisons.paired_numbers(data),
+            studies=people.studies(data),
+            corrected=people.corrected_axes(data),
             curves=course.training_curves(data),
             validation=course.validation_curves(data),
             rounds=course.rounds(data),
@@ -64,12 +69,18 @@ def render_report(data: ReportData) -> str:
             refusals=course.refusals(data),
             checks=decision_checks(data),
             costs=course.stage_costs(data),
+            approximations=_approximations(data),
             config_text=json.dumps(data.config, indent=2, ensure_ascii=False, default=str),
             queries=queries.sql_queries(data),
             measure_name=measure_label(data.measure),
             most_prompts=comparisons.MOST_PROMPTS,
         )
     )
+
+
+def _approximations(data: ReportData) -> tuple[str, ...]:
+    sampling = data.config.get("sampling")
+    return SamplingConfig.model_validate(sampling).approximations if sampling else ()
 
 
 def verdict(data: ReportData) -> Verdict:

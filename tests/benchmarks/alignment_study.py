@@ -9,10 +9,13 @@ import torch
 
 from popalign_core.alignment.adapters import Policy
 from popalign_core.alignment.cache import AlignmentData
+from popalign_core.alignment.chain import Conditions
+from popalign_core.alignment.policy_gradient import RewardData
+from popalign_core.alignment.reward import ParityTarget, RewardSettings
 from popalign_core.alignment.settings import AlignmentSettings
 from popalign_core.assessment.disparity import l2_discrepancy
 from popalign_core.assessment.obedience import Answers, compare_obedience
-from popalign_core.assessment.resampling import Comparison
+from popalign_core.assessment.resampling import Comparison, Estimate
 from popalign_core.assessment.uncertainty import compare
 from popalign_core.attributes import AXES
 from popalign_core.classification import AttributeClassifier, attribute
@@ -20,7 +23,8 @@ from popalign_core.config import RunConfig
 from popalign_core.counterfactuals import pair_counterfactuals, plan_counterfactuals
 from popalign_core.expansion import Prompt, prompts_of
 from popalign_core.models.attribute_heads import HeadClassifier
-from popalign_core.models.sdxl import ModelSource, load_sdxl
+from popalign_core.models.latent_labels import latent_labeller, latent_shape
+from popalign_core.models.sdxl import ModelSource, SdxlModel, load_sdxl
 from popalign_core.models.trainable import SdxlDenoiser
 from popalign_core.models.zero_shot import ZeroShotClassifier
 from popalign_core.overshoot import Populations, plan_past_target, plan_prompts
@@ -59,18 +63,44 @@ class Measured:
         return disparity, obeyed
 
 
-class Study:
-    """One seed of a configuration. The sampler is a second model in bfloat16, which makes studies affordable."""
+def numbers(estimate: Estimate) -> list[float]:
+    return [round(value, 4) for value in (estimate.value, estimate.low, estimate.high)]
 
-    def __init__(self, config: RunConfig, seed: int):
+
+def row_of(now: Measured, base: Measured) -> dict[str, Any]:
+    row: dict[str, Any] = {}
+    for axis in now.counts:
+        disparity, obeyed = now.against(base, axis)
+        row[axis] = {
+            "before": numbers(disparity.before),
+            "after": numbers(disparity.after),
+            "ratio": numbers(disparity.ratio),
+            "floor": round(disparity.after.floor or 0.0, 4),
+            "unknown": now.unknown[axis],
+            "shares": [round(share, 3) for share in (now.counts[axis].sum(0) / now.counts[axis].sum()).tolist()],
+            "obeyed_before": numbers(obeyed.before),
+            "obeyed": numbers(obeyed.after),
+        }
+    return row
+
+
+class Study:
+    """One seed of a configuration. The sampler is a second model in bfloat16, which makes studies affordable.
+
+    compiled: worth its half minute where much is sampled.
+    """
+
+    def __init__(self, config: RunConfig, seed: int, *, compiled: bool = True):
         self.config, self.seed = config, seed
         self.axes = tuple(AXES[name] for name in config.expansion.axes)
         self.prompts = prompts_of(config.expansion)
         self.sampler = load_sdxl(ModelSource(config.model), dtype="bfloat16")
-        self.sampler.pipeline.unet.compile()
+        if compiled:
+            self.sampler.pipeline.unet.compile()
         self.builder: AttributeClassifier = ZeroShotClassifier(config.classification.builder)
         self.judge: AttributeClassifier = HeadClassifier(config.classification.judge)
         self.first: tuple[Populations, Populations] = {}, {}
+        self.drawn = 0
 
     def use(self, policy: Policy) -> None:
         """Sample from the policy from now on."""
@@ -87,7 +117,9 @@ class Study:
             ImageRequest(f"{p.prompt_id}/{i}", p.prompt_id, p.text, i, sample_seed(self.seed, p.family_id, i))
             for p, i in wanted
         ]
-        values = self.config.sampling.model_dump(exclude={"shard_size", "image_size"}) | {"dtype": "bfloat16"}
+        values = self.config.sampling.model_dump(exclude={"shard_size", "image_size", "approximate"}) | {
+            "dtype": "bfloat16"
+        }
         settings = SamplingSettings(height=0, width=0, **values)
         return np.stack([image.pixels for batch in sample_images(self.sampler, requests, settings) for image in batch])
 
@@ -130,6 +162,7 @@ class Study:
         neutral = self.neutral("train")
         wanted = [(prompt, index) for prompt in neutral for index in range(first, first + many)]
         images = self.draw(wanted)
+        self.drawn = len(images)
         own = self.label(images, wanted, self.builder)
         by_cell = {(p.parent_id, p.cell): p for p in self.prompts if p.kind == "specific"}
         seed = derive_seed(self.seed, "counterfactuals", round_index)
@@ -139,6 +172,7 @@ class Study:
         changed = [(parent, change) for parent, changes in planned.items() for change in changes]
         again = [(by_cell[parent, change.cell], change.index) for parent, change in changed]
         redrawn = self.draw(again)
+        self.drawn += len(redrawn)
         labels = self.label(redrawn, again, self.builder)
         image_of = {change.sample_id: label for (_, change), label in zip(changed, labels, strict=True)}
         preferences: list[Preference] = []
@@ -186,6 +220,24 @@ class Study:
             loser_caption=torch.tensor([captions.index(caption_of[loser]) for _, loser in sides]),
             **model.encode_captions(captions),
         )
+
+    def reward_data(self, model: SdxlModel) -> RewardData:
+        """The training prompts with even targets and the builder; what is drawn for them is the policy's own."""
+        neutral = self.neutral("train")
+        encoded = model.encode_captions([prompt.text for prompt in neutral])
+        names = ("prompt_embeddings", "pooled", "empty_prompt_embedding", "empty_pooled")
+        return RewardData(
+            tuple(prompt.prompt_id for prompt in neutral),
+            Conditions(*(encoded[name] for name in names)),
+            tuple(ParityTarget(axis, axis.uniform()) for axis in self.axes),
+            latent_labeller(model, self.builder, self.axes, self.config.classification.min_confidence),
+            latent_shape(model),
+        )
+
+    def reward(self) -> RewardSettings:
+        """As many images an update as make the steps of the preset's rounds draw what its rounds draw."""
+        sampling = self.config.sampling
+        return RewardSettings(chain_steps=sampling.steps, guidance_scale=sampling.guidance_scale)
 
     def settings(self, steps: int, round_index: int = 1, **changes: Any) -> AlignmentSettings:
         """The preset's training, for that many steps."""

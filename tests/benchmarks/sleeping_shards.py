@@ -108,7 +108,7 @@ def bare_work(workspace: str) -> Callable[[ArtifactRef], None]:
     """Gives what draws and commits one shard, with nothing around it: the peer."""
     config = run_configuration()
     requests = planned_requests(workspace, RUN, config, MODEL, PURPOSE)
-    values = config.sampling.model_dump(exclude={"shard_size", "image_size"})
+    values = config.sampling.model_dump(exclude={"shard_size", "image_size", "approximate"})
     settings = SamplingSettings(height=0, width=0, **values)
     model = SleepingModel(ModelSource(config.model))
 

@@ -1,10 +1,13 @@
-"""PopAlign (bound and exact), Diffusion-DPO and SFT: the same pairs, the same steps, judged on held-out prompts.
+"""PopAlign (bound and exact), Diffusion-DPO and SFT on the same pairs, and a policy gradient on images of its own.
+
+All are judged on held-out prompts after the same numbers of steps.
 
 POPALIGN_BENCH_SEEDS: "0,1,2" (0). POPALIGN_BENCH_STEPS: the steps after which each is measured, "20,60" (30).
 POPALIGN_BENCH_OBJECTIVES: which of them (all). POPALIGN_BENCH_IMAGES: of a held-out prompt (as the preset).
 POPALIGN_BENCH_JSON: a file for the rows, one JSON object a line.
 The preset `emoji` trains, without its overshoot: what an objective makes of pairs that lead to the target. Nothing but
-the objective differs within a seed.
+the objective differs within a seed; but the policy gradient (`reward`) has neither pairs nor preserved nor mixed
+captions, and draws 72 images a step (`reward_study`).
 """
 
 import json
@@ -16,11 +19,11 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
-from alignment_study import Measured, Study
+from alignment_study import Measured, Study, row_of
+from reward_study import Trained, reward_training
 
 from popalign_core.alignment.settings import Objective
 from popalign_core.alignment.trainer import train
-from popalign_core.assessment.resampling import Estimate
 from popalign_core.config import with_settings
 from popalign_core.models.sdxl import ModelSource, load_sdxl
 from popalign_core.models.trainable import make_policy
@@ -36,35 +39,21 @@ STEPS = sorted(int(step) for step in os.environ.get("POPALIGN_BENCH_STEPS", "30"
 OBJECTIVES = os.environ.get("POPALIGN_BENCH_OBJECTIVES", ",".join(get_args(Objective))).split(",")
 
 
-def numbers(estimate: Estimate) -> list[float]:
-    return [round(value, 4) for value in (estimate.value, estimate.low, estimate.high)]
-
-
-def row_of(now: Measured, base: Measured) -> dict[str, Any]:
-    row: dict[str, Any] = {}
-    for axis in now.counts:
-        disparity, obeyed = now.against(base, axis)
-        row[axis] = {
-            "before": numbers(disparity.before),
-            "after": numbers(disparity.after),
-            "ratio": numbers(disparity.ratio),
-            "floor": round(disparity.after.floor or 0.0, 4),
-            "unknown": now.unknown[axis],
-            "shares": [round(share, 3) for share in (now.counts[axis].sum(0) / now.counts[axis].sum()).tolist()],
-            "obeyed_before": numbers(obeyed.before),
-            "obeyed": numbers(obeyed.after),
-        }
-    return row
+def pair_training(study: Study, objective: str, data: Any) -> Trained:
+    model = load_sdxl(ModelSource(CONFIG.model), dtype="float32")
+    policy = make_policy(model, lora_rank=0, seed=0, trainable=CONFIG.alignment.trainable)
+    for record in train(policy, data, study.settings(STEPS[-1], objective=objective)):
+        yield policy, record
 
 
 def trained(study: Study, objective: str, data: Any, base: Measured) -> Iterator[dict[str, Any]]:
     """One training, measured after every number of STEPS."""
-    model = load_sdxl(ModelSource(CONFIG.model), dtype="float32")
-    policy = make_policy(model, lora_rank=0, seed=0, trainable=CONFIG.alignment.trainable)
     seconds: list[float] = []
-    started = time.perf_counter()
-    for record in train(policy, data, study.settings(STEPS[-1], objective=objective)):
+    started, drawn = time.perf_counter(), study.drawn
+    training = reward_training(study, STEPS[-1]) if objective == "reward" else pair_training(study, objective, data)
+    for policy, record in training:
         seconds.append(record.seconds)
+        drawn = record.step * record.drawn if record.drawn else drawn
         if record.step not in STEPS:
             continue
         study.use(policy)
@@ -72,7 +61,8 @@ def trained(study: Study, objective: str, data: Any, base: Measured) -> Iterator
             "seed": study.seed,
             "objective": objective,
             "steps": record.step,
-            "pairs": len(data.winner),
+            "pairs": record.pairs and len(data.winner),
+            "drawn": drawn,
             "seconds_a_step": round(sorted(seconds)[len(seconds) // 2], 3),
             "wall_s": round(time.perf_counter() - started, 1),
             **row_of(study.measure(images=IMAGES), base),

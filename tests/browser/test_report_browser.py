@@ -4,6 +4,7 @@ from dataclasses import replace
 from functools import cache
 from itertools import pairwise
 
+import people_rows
 import pytest
 import report_rows as made_up
 
@@ -32,6 +33,7 @@ STATES = {
     "empty group": made_up.empty_group_run,
     "bare": made_up.bare_run,
     "many prompts": made_up.many_prompts_run,
+    "people": people_rows.run_with_people,
 }
 
 
@@ -107,7 +109,7 @@ def test_headings_and_landmarks(open_report, state):
 
 
 @pytest.mark.parametrize("width", [320, 390, 800])
-@pytest.mark.parametrize("state", ["good", "long text"])
+@pytest.mark.parametrize("state", ["good", "long text", "people"])
 def test_nothing_sticks_out_sideways(open_report, state, width):
     page = open_report(rendered(state), width=width).page
     page.eval_on_selector_all("details", "all => all.forEach((e) => { e.open = true; })")
@@ -155,7 +157,7 @@ def test_the_keyboard_reaches_everything(open_report):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("state", ["good", "held", "failed"])
+@pytest.mark.parametrize("state", ["good", "held", "failed", "people"])
 def test_text_stands_out_in_light_and_dark(open_report, state, scheme):
     page = open_report(rendered(state), scheme=scheme).page
     page.eval_on_selector_all("details", "all => all.forEach((e) => { e.open = true; })")

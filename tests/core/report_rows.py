@@ -59,6 +59,8 @@ def good_run(seed: int = 0, images: int = 48, held_out: tuple[str, ...] = HELD_O
         comparisons=comparisons(disparities),
         group_shares=shares,
         scores=scores(),
+        agreements=agreements(),
+        status_counts=status_counts(images * len(held_out)),
         populations=populations(rng),
         refusals=[
             {"run_id": RUN, "round": 2, "prompt_id": "train-guard", "reason": "too_few"}
@@ -145,6 +147,28 @@ def scores():
             measure = {"kind": "neutral", "measure": "frechet_to_base", "unit": "judge features", "value": frechet}
             found.append(common | measure | {"low": 2.41, "high": 4.02, "n": 384})
     return found
+
+
+def agreements():
+    common = {"run_id": RUN, "judge_id": JUDGE, "builder_id": BUILDER, "split": "eval"}
+    return [
+        common
+        | {"model_id": model, "axis": axis, "measure": measure, "value": value, "low": value - 0.06}
+        | {"high": value + 0.05, "n": 371, "unknown": 13}
+        for model, shift in ((BASE, 0.0), (MODEL, 0.04))
+        for axis, kappa in ((GENDER, 0.8125), (TONE, 0.6875))
+        for measure, value in (("cohen_kappa", kappa + shift), ("observed_agreement", 0.9 + shift))
+    ]
+
+
+def status_counts(n: int):
+    common = {"run_id": RUN, "judge_id": JUDGE, "split": "eval", "n": n}
+    return [
+        common | {"model_id": model, "axis": axis, "status": status, "count": count, "share": count / n}
+        for model in (BASE, MODEL)
+        for axis in (GENDER, TONE)
+        for status, count in (("ok", n - 9), ("low_confidence", 6), ("no_person", 3), ("no_face", 0))
+    ]
 
 
 def populations(rng):
@@ -296,6 +320,8 @@ def half_run() -> ReportData:
         disparities=[row for row in whole.disparities if row["model_id"] == BASE],
         group_shares=[row for row in whole.group_shares if row["model_id"] == BASE],
         scores=[],
+        agreements=[],
+        status_counts=[],
         comparisons=[],
         training_steps=[],
         models=[],

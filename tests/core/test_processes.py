@@ -18,9 +18,10 @@ from popalign_core.alignment.cache import AlignmentData, PairBatch, Share, draw_
 from popalign_core.alignment.checkpoint import begin
 from popalign_core.alignment.denoiser import NoiseSchedule
 from popalign_core.alignment.objective import batch_baseline, popalign_loss
+from popalign_core.alignment.passes import measure_errors
 from popalign_core.alignment.processes import TEXT_BYTES, Processes, require_shares
 from popalign_core.alignment.settings import AlignmentSettings
-from popalign_core.alignment.trainer import StepRecord, measure_errors, train
+from popalign_core.alignment.trainer import StepRecord, train
 from popalign_core.errors import InvalidInput, LostProcess
 
 SHAPE = (2, 4, 4)

@@ -9,8 +9,11 @@ import pytest
 import report_rows as made_up
 from report_page import Page
 
+from popalign_core.config import with_settings
 from popalign_core.errors import InvalidInput
+from popalign_core.presets import preset
 from popalign_core.reporting.contact_sheet import contact_sheet
+from popalign_core.reporting.course import training_curves
 from popalign_core.reporting.formatting import as_text, axis_label
 from popalign_core.reporting.report import render_report
 from popalign_core.reporting.report_data import ContactSheet, matching
@@ -20,6 +23,7 @@ SECTIONS = [
     "samples",
     "prompts",
     "shares",
+    "classifiers",
     "scores",
     "training",
     "populations",
@@ -158,6 +162,18 @@ def test_scores_models_checks_and_costs_are_those_of_the_rows(good):
     cost = {row[0].text: [value for cell in row for value, _ in cell.values] for row in page.sections["cost"].rows}
     assert cost["Sampling"] == [81.75, 512, 512 / 81.75]
     assert cost["All"] == [41.25 + 40.5 + 6.125 + 69.75 + 11.5]
+
+
+def test_agreement_and_reasons_of_unknowns_are_those_of_the_rows(good):
+    data, page = good
+    rows = page.sections["classifiers"].rows
+    shown = [value for row in rows for cell in row for value, _ in cell.values]
+    assert {row[name] for row in data.agreements for name in ("value", "low", "high")} <= set(shown)
+    reasons = {row["share"] for row in data.status_counts if row["status"] not in ("ok", "no_face")}
+    assert reasons <= set(shown)
+    names = [row[0].text for row in rows]
+    assert any("low confidence" in name for name in names)
+    assert not any("no face" in name for name in names)  # that happened in no image
 
 
 def test_populations_are_counted_once(good):
@@ -325,3 +341,44 @@ def test_a_model_is_not_compared_with_itself(good):
     data, _ = good
     with pytest.raises(InvalidInput, match="same model"):
         replace(data, model_id=data.base_model_id)
+
+
+def test_the_spread_over_training_seeds_is_told_and_repeated_trainings_draw_no_curve():
+    data = made_up.good_run()
+    repeated = {**data.models[-1], "model_id": "round-3-seed-1", "repeats_model_id": "round-3"}
+    steps = [{**row, "model_id": "round-3-seed-1", "loss": 77.0} for row in data.training_steps[-3:]]
+    seeds = [
+        {"run_id": data.run_id, "model_id": model, "judge_id": data.judge_id, "seed_index": index, "value": value}
+        | {"axis": "perceived_gender", "n": 600, "unknown": 0}
+        for index, (model, value) in enumerate((("round-3", 0.1875), ("round-3-seed-1", 0.2625)))
+    ]
+    summary = {"run_id": data.run_id, "judge_id": data.judge_id, "axis": "perceived_gender", "seeds": 2}
+    summary |= {"before": 0.5125, "mean": 0.225, "deviation": 0.053, "low": -0.25, "high": 0.7, "best": 0.1875}
+    more = {"models": [*data.models, repeated], "training_steps": [*data.training_steps, *steps]}
+    with_seeds = replace(data, **more, seeds=seeds, seed_summaries=[{**summary, "worst": 0.2625}])
+    plain, page = Page(render_report(data)), Page(render_report(with_seeds))
+    shown = page.attribute("value")
+    assert all(repr(value) in shown for value in (0.1875, 0.2625, 0.5125, 0.053))
+    assert "other seeds" in page.text
+    assert "other seeds" not in plain.text
+    assert "77" not in "".join(page.attribute("points"))
+    assert f"{len(data.training_steps):,} steps" in page.text
+
+
+def test_a_policy_gradient_shows_rewards_in_the_place_of_margins():
+    data = made_up.good_run()
+    none = {"implicit_accuracy": None, "winner_margin": None, "loser_margin": None, "pairs": 0}
+    steps = [row | none | {"reward": -0.8 + row["step"] / 50, "drawn": 72, "unknown": 1} for row in data.training_steps]
+    curves = training_curves(replace(data, training_steps=steps))
+    assert [curve.title for curve in curves] == ["Loss", "Reward"]
+    assert Page(render_report(replace(data, training_steps=steps)))
+
+
+def test_an_approximate_sampler_is_named_at_the_top(good):
+    data, page = good
+    assert "Approximate sampler" not in page.text
+    settings = {"sampling.approximate.steps": "5", "sampling.approximate.cache_every": "2"}
+    config = with_settings(preset("emoji"), settings).model_dump(mode="json")
+    text = Page(render_report(replace(data, config=config))).text
+    assert "Approximate sampler" in text
+    assert "steps: 5 instead of 10; inner UNet computed every 2 steps" in text

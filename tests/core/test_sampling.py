@@ -9,7 +9,8 @@ import torch
 from popalign_core import sampling
 from popalign_core.errors import InvalidInput
 from popalign_core.models.sdxl import ModelSource, SdxlModel, load_sdxl
-from popalign_core.sampling import ImageRequest, SamplingSettings, sample_images, sampler_fingerprint
+from popalign_core.sampler_facts import sampler_fingerprint
+from popalign_core.sampling import ImageRequest, SamplingSettings, sample_images
 
 SETTINGS = SamplingSettings("ddim", 2, 3.0, 0, 0, 4, "float32", "default")
 TEXTS = ("a photo of a firefighter", "a photo of a dark skinned woman judge", "a photo of a person juggling")
@@ -79,11 +80,11 @@ def test_out_of_memory_halves_the_batch_and_draws_the_same_images(
     whole = draw(model, requests)
     really, sizes = sampling._draw_batch, []
 
-    def limited(model, rows, empty, seeds, settings, size):
+    def limited(denoising, rows, seeds, settings):
         sizes.append(len(seeds))
         if len(seeds) > 2:
             raise torch.OutOfMemoryError("made up")
-        return really(model, rows, empty, seeds, settings, size)
+        return really(denoising, rows, seeds, settings)
 
     monkeypatch.setattr(sampling, "_draw_batch", limited)
     drawn = [image for batch in sample_images(model, requests, SETTINGS) for image in batch]

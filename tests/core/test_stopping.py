@@ -62,3 +62,17 @@ def test_what_cannot_be_compared_is_refused() -> None:
         StopRule().judge([HeldOutPoint(0, {"tone": 0.5}), HeldOutPoint(1, {"gender": 0.5})])
     with pytest.raises(InvalidInput, match="not a number"):
         StopRule().judge([HeldOutPoint(0, {"tone": math.nan})])
+
+
+def test_a_point_that_lost_its_quality_is_not_kept_however_even() -> None:
+    history = [
+        HeldOutPoint(0, {"tone": 0.6}, 50.0),
+        HeldOutPoint(1, {"tone": 0.4}, 49.2),
+        HeldOutPoint(2, {"tone": 0.1}, 48.9),
+    ]
+    assert StopRule().judge(history).best == 2
+    rule = StopRule(patience=1, max_quality_drop=0.02)
+    assert rule.judge(history).best == 1
+    assert rule.judge(history).reason == "turned"
+    with pytest.raises(InvalidInput, match="quality of every point"):
+        rule.judge(history_of(0.6, 0.5))

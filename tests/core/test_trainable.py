@@ -1,17 +1,24 @@
 """The emoji UNet as the trainer sees it."""
 
+import math
 from pathlib import Path
 
+import pytest
 import torch
+from diffusers import UNet2DConditionModel
 
-from popalign_core.alignment.adapters import trainable_parameters
+from popalign_core.alignment.adapters import copy_weights, trainable_parameters
+from popalign_core.alignment.cache import AlignmentData
+from popalign_core.alignment.settings import AlignmentSettings
+from popalign_core.alignment.trainer import train
 from popalign_core.models.sdxl import ModelSource, load_sdxl
-from popalign_core.models.trainable import SdxlDenoiser, make_policy, noise_schedule, save_weights
+from popalign_core.models.trainable import PassOptions, SdxlDenoiser, make_policy, noise_schedule, save_weights
 
 
-def gradients(gradient_checkpointing: bool) -> torch.Tensor:
+def gradients(gradient_checkpointing: bool, compiled: bool = False, lora_rank: int = 0) -> torch.Tensor:
     model = load_sdxl(ModelSource("emoji"), device="cpu", dtype="float32")
-    policy = make_policy(model, lora_rank=0, seed=0, gradient_checkpointing=gradient_checkpointing)
+    passes = PassOptions(gradient_checkpointing=gradient_checkpointing, compiled=compiled)
+    policy = make_policy(model, lora_rank=lora_rank, seed=0, passes=passes)
     embeddings = model.encode_prompts(["a photo of a judge"])
     noisy = torch.randn(1, 8, 16, 16, generator=torch.Generator().manual_seed(0))
     predicted = policy.denoiser(noisy, torch.tensor([500]), embeddings.context.float(), embeddings.pooled.float())
@@ -86,3 +93,62 @@ def test_the_size_condition_is_that_of_the_images() -> None:
         [[64, 64, 0, 0, 64, 64]],
         [[48, 48, 0, 0, 48, 48]],
     ]
+
+
+def test_a_bfloat16_reference_is_the_same_function_as_the_policy_in_mixed_precision() -> None:
+    """To the last bit, at half the memory; without autocast's rounding on the other side it would not be."""
+    model = load_sdxl(ModelSource("emoji"), device="cpu", dtype="float32")
+    policy = make_policy(model, lora_rank=0, seed=0, passes=PassOptions(mixed_precision=True))
+    embeddings = model.encode_prompts(["a photo of a judge"])
+    inputs = torch.randn(1, 8, 16, 16, generator=torch.Generator().manual_seed(0)), torch.tensor([500])
+    conditions = embeddings.context.float(), embeddings.pooled.float()
+    with policy.reference() as reference, torch.no_grad():
+        sizes = [sum(p.numel() * p.element_size() for p in each.parameters()) for each in (reference, policy.denoiser)]
+        with torch.autocast("cpu", torch.bfloat16):
+            expected = reference(*inputs, *conditions)
+        with torch.autocast("cpu", torch.bfloat16):
+            predicted = policy.denoiser(*inputs, *conditions)
+        plain = policy.denoiser(*inputs, *conditions)
+    assert sizes[0] < 0.51 * sizes[1]
+    assert torch.equal(predicted.float(), expected.float())
+    assert not torch.equal(plain, expected.float())
+
+
+def test_mixed_precision_trains_float32_weights_from_the_reference() -> None:
+    model = load_sdxl(ModelSource("emoji"), device="cpu", dtype="float32")
+    data = AlignmentData(
+        latent_means=torch.randn((4, 8, 16, 16), generator=torch.Generator().manual_seed(0)),
+        winner=torch.arange(2),
+        loser=torch.arange(2, 4),
+        caption=torch.zeros(2, dtype=torch.int64),
+        weight=torch.ones(2),
+        population=torch.zeros(2, dtype=torch.int64),
+        **model.encode_captions(["a photo of a judge"]),
+    )
+    settings = AlignmentSettings(steps=2, pairs_per_step=2, mixed_precision=True)
+    for rank in (0, 2):
+        policy = make_policy(model, lora_rank=rank, seed=0, passes=PassOptions(mixed_precision=True))
+        before = copy_weights(policy.denoiser)
+        first, second = train(policy, data, settings)
+        assert (first.winner_margin, first.loser_margin) == (0, 0)
+        assert first.loss == pytest.approx(math.log(2), rel=1e-6)
+        assert second.loss != first.loss
+        assert {weight.dtype for weight in before.values()} == {torch.float32}
+        assert any(not torch.equal(weight, before[name]) for name, weight in copy_weights(policy.denoiser).items())
+
+
+# Dynamo looks at tensors that warn of being looked at.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
+@pytest.mark.parametrize("rank", [0, 2])
+def test_compiled_blocks_are_whole_graphs_with_the_same_gradient(rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Traced without generating code, which would take minutes."""
+    compile_blocks = UNet2DConditionModel.compile_repeated_blocks
+    monkeypatch.setattr(
+        UNet2DConditionModel,
+        "compile_repeated_blocks",
+        lambda unet, **options: compile_blocks(unet, backend="eager", **options),
+    )
+    found = [gradients(gradient_checkpointing=True, compiled=compiled, lora_rank=rank) for compiled in (False, True)]
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-6)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0  # pyright: ignore
+    torch.compiler.reset()

@@ -46,6 +46,7 @@ def configs(draw: st.DrawFn) -> RunConfig:
         "populations.winners": winners,
         "alignment.rounds": draw(st.integers(1, 4)),
         "alignment.redraw": draw(st.booleans()),
+        "classification.agreement": draw(st.booleans()),
     }
     return with_settings(preset("emoji"), {name: str(value) for name, value in chosen.items()})
 
@@ -90,8 +91,11 @@ def test_the_sets_are_those_that_the_flows_ask_for(config: RunConfig):
         for purpose in ("evaluation", "trained", "obedience")
         if purpose != "trained" or config.images.trained
     ]
-    found = [(wanted.model_id, wanted.purpose, wanted.role) for wanted in workload(config).image_sets]
+    sets = workload(config).image_sets
+    found = [(wanted.model_id, wanted.purpose, wanted.role) for wanted in sets]
     assert found == list(dict.fromkeys(expected))
+    seconded = {(wanted.model_id, wanted.purpose) for wanted in sets if wanted.seconded}
+    assert seconded == ({(BASE, "evaluation"), (KEPT, "evaluation")} if config.classification.agreement else set())
 
 
 def test_the_trainings_of_a_preset():

@@ -28,6 +28,19 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
         (["plan", "emoji", "--set", "sampling.speed=3"], "unknown setting 'sampling.speed'"),
         (["plan", "emoji", "--set", "sampling.steps=0"], "sampling.steps: Input should be greater than 0 (got '0')"),
         (["plan", "emoji", "--set", "classification.judge=emoji-clip"], "judged by their own maker"),
+        (["compare-samplers", "emoji", "--run-id", "x"], "there is nothing to compare"),
+        (
+            ["compare-samplers", "emoji", "--run-id", "x", "--set", "sampling.approximate.steps=10"],
+            "approximate.steps is 10, not fewer than the 10 of steps",
+        ),
+        (
+            (
+                "compare-samplers emoji --run-id x --set sampling.approximate.steps=4 "
+                "--set sampling.approximate.distilled_lora=./nowhere"
+            ).split(),
+            "there is no LoRA folder ./nowhere",
+        ),
+        (["plan", "emoji", "--set", "sampling.approximate=1"], "unknown setting 'sampling.approximate'"),
         (["run", "emoji", "--run-id", "../x"], "run id '../x' is not usable"),
     ],
 )

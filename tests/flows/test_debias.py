@@ -2,6 +2,8 @@
 
 import json
 import re
+import runpy
+from collections import Counter
 from collections.abc import Generator
 from pathlib import Path
 
@@ -15,14 +17,16 @@ from prefect.testing.utilities import prefect_test_harness
 from flows.debias import debias
 from flows.nightly import nightly
 from flows.outcome import HELD, QUALITY_GATE_FAILED, summary_of
+from flows.sampler_comparison import sampler_comparison
 from popalign_core.config import RunConfig, with_settings
 from popalign_core.presets import preset
 from storage.artifacts import artifact_digest, committed_keys, verify
-from storage.catalog import query
+from storage.catalog import query, rebuild_catalog
+from storage.images import decode_image
 from storage.layout import Workspace
 from storage.registry import current_model
 from storage.schemas import TABLES
-from storage.tables import FOLDER
+from storage.tables import FOLDER, read_rows
 
 SETTINGS = {
     "expansion.axes": "perceived_gender",
@@ -74,7 +78,8 @@ def files(place: Workspace) -> dict[Path, int]:
 @pytest.mark.timeout(600)
 def test_every_stage_commits_its_tables(place: Workspace) -> None:
     empty = [name for name in TABLES if query(place, f"SELECT * FROM {name}").num_rows == 0]
-    assert set(empty) <= {"refusals"}
+    assert set(empty) <= {"refusals", "detections", "region_attributes"}  # the emoji preset looks for nobody
+    assert set(empty) <= {"refusals", "sampler_comparisons"}
     for table in TABLES:
         for ref in committed_keys(place, RUN, table):
             verify(ref)
@@ -156,6 +161,71 @@ def test_progress_says_how_much_how_fast() -> None:
     assert "/s" in str(sampling[0].description)
 
 
+def test_every_question_of_the_documentation_has_an_answer(place: Workspace) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "queries.md").read_text()
+    questions = re.findall(r"\*\*(\d+)\. .*?```sql\n(.*?)```", text, re.DOTALL)
+    assert [int(number) for number, _ in questions] == list(range(1, 21))
+    rows = {number: query(place, sql.replace("demo-0", RUN)).num_rows for number, sql in questions}
+    # What is not there in this run: groups that never occur, unknown images, refusals.
+    assert {number for number, count in rows.items() if not count} <= {"6", "9", "14"}
+
+
+def test_the_notebook_draws_the_run(place: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POPALIGN_WORKSPACE", str(place.root))
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    found = runpy.run_path(str(Path(__file__).parents[2] / "docs" / "notebook.py"))
+    _, seen = found["app"].run()
+    assert {row["measure"] for row in seen["before_after"]} >= {"l2", "clip_score"}
+    assert [len(figure.axes) for figure in seen["shares"]] == [2]
+    assert all(images for *_, images in seen["gallery"])
+    assert {row["stage"] for row in seen["cost"]} >= {"sampling", "alignment"}
+
+
+def test_macros_give_the_numbers_of_the_tables(place: Workspace) -> None:
+    (decision,) = read_rows(place, RUN, "decisions")
+    base, model = decision["base_model_id"], decision["model_id"]
+    prompts = {row["prompt_id"]: row for row in read_rows(place, RUN, "prompts")}
+    attributes = [row for row in read_rows(place, RUN, "attributes") if row["status"] == "ok"]
+    neutral = [row for row in attributes if prompts[row["prompt_id"]]["kind"] == "neutral"]
+
+    judge = next(row["judge_id"] for row in read_rows(place, RUN, "group_shares"))
+    seen = Counter(
+        row["label"]
+        for row in neutral
+        if row["model_id"] == base and row["classifier_id"] == judge and prompts[row["prompt_id"]]["split"] == "eval"
+    )
+    cells = query(place, f"FROM cells('{RUN}', '{base}') WHERE split = 'eval'").to_pylist()
+    assert {row["cell"]: row["count"] for row in cells} == {group: seen[group] for group in ("man", "woman")}
+    pooled = query(place, f"FROM shares('{RUN}', '{base}') WHERE split = 'eval' AND subject IS NULL").to_pylist()
+    for cell in cells:
+        (share,) = [row for row in pooled if row["group"] == cell["cell"]]
+        assert [cell[name] for name in ("share", "low", "high")] == pytest.approx(
+            [share[name] for name in ("share", "low", "high")]
+        )
+        assert share["floor"] == pytest.approx((0.5 / share["n"]) ** 0.5)
+
+    before, after = (
+        {
+            row["sample_id"].split("/", 1)[1]: row["label"]
+            for row in neutral
+            if row["model_id"] == one and row["classifier_id"] == judge
+        }
+        for one in (base, model)
+    )
+    flips = query(place, f"FROM flips('{RUN}') WHERE classifier_id = '{judge}'").to_pylist()
+    changes = Counter((before[image], after[image]) for image in before.keys() & after.keys())
+    assert {
+        pair: sum(row["images"] for row in flips if (row["label_before"], row["label_after"]) == pair)
+        for pair in changes
+    } == changes
+    worst = query(place, f"FROM worst_prompts('{RUN}', '{base}', top := 1)").to_pylist()
+    found = query(
+        place, f"FROM images_behind('{RUN}', '{base}', '{worst[0]['prompt_id']}', '{worst[0]['axis']}')"
+    ).to_pylist()
+    assert sum(row["status"] == "ok" for row in found) == worst[0]["n"]
+    assert decode_image(found[0]["image"]).shape == (64, 64, 3)
+
+
 def test_calling_it_again_draws_nothing_and_changes_nothing(place: Workspace, config: RunConfig) -> None:
     before = digests(place)
     written = files(place)
@@ -183,3 +253,26 @@ def test_a_night_is_named_by_its_date_and_shows_what_became_of_it(place: Workspa
     ).to_pylist()
     assert {(row["n"], row["different"]) for row in same} == {(2, 1)}
     assert current_model(place) is None  # held, so not promoted
+
+
+@pytest.mark.timeout(600)
+def test_a_fast_sampler_is_compared_with_the_images_of_a_finished_run(place: Workspace) -> None:
+    drawn = query(place, "SELECT count(*) AS n FROM samples").to_pylist()
+    settings = [f"{name}={value}" for name, value in SETTINGS.items()]
+    changes = [*settings, "sampling.approximate.steps=2", "sampling.approximate.cache_every=2"]
+    summary = sampler_comparison("fast", "emoji", changes, exact_run_id=RUN, workspace=str(place.root))
+    assert (summary.exact_run_id, summary.fast_run_id) == (RUN, "fast-fast")
+    assert summary.approximations == ("steps: 2 instead of 4", "inner UNet computed every 2 steps")
+    assert summary.speed is not None
+    assert Path(summary.sheet).is_file()
+    rebuild_catalog(place)
+    rows = query(place, "SELECT * FROM sampler_comparisons").to_pylist()
+    assert {row["role"] for row in rows} == {"judge", "builder"}
+    assert len({row["exact_fingerprint"] for row in rows} | {row["fast_fingerprint"] for row in rows}) == 2
+    assert {row["n"] + row["unknown"] for row in rows} == {8}
+    # The fast images, and none of the exact ones again.
+    assert query(place, "SELECT count(*) AS n FROM samples").to_pylist()[0]["n"] == drawn[0]["n"] + 8
+    written = files(place)
+    again = sampler_comparison("fast", "emoji", changes, exact_run_id=RUN, workspace=str(place.root))
+    assert again == summary
+    assert files(place) == written

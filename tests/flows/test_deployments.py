@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 DECLARATION: dict[str, Any] = yaml.safe_load((ROOT / "prefect.yaml").read_text(encoding="utf-8"))
 DEPLOYMENTS: list[dict[str, Any]] = DECLARATION["deployments"]
 ON_GPU = {"sampling", "classification", "training", "measurement"}
-ON_CPU = {"expansion", "populations", "alignment", "assessment"}
+ON_CPU = {"expansion", "populations", "alignment", "assessment", "sampler_comparison"}
 WHOLE = {"debias", "debias-sdxl", "debias-sdxl-paper"}
 each_deployment = pytest.mark.parametrize("deployment", DEPLOYMENTS, ids=lambda one: f"{stem(one)}-{one['name']}")
 

@@ -13,6 +13,7 @@ from storage.catalog import VIEW, query, rebuild_catalog
 from storage.commit import staged_artifact
 from storage.errors import QueryFailed
 from storage.layout import Workspace
+from storage.macros import MACROS, SCALARS
 from storage.schemas import FOLDER, TABLES, schema
 from storage.tables import to_table, write_rows
 
@@ -78,10 +79,34 @@ def test_every_table_is_a_view_with_its_columns_and_comments(unchanged):
         f"SELECT table_name, column_name, comment FROM duckdb_columns() WHERE NOT internal AND table_name <> '{VIEW}'",
     ).to_pylist()
     comments = {(row["table_name"], row["column_name"]): row["comment"] for row in columns}
-    assert set(comments) == {(name, column) for name in TABLES for column in schema(name).names}
+    # Images and latents are stored without their run.
+    assert set(comments) == {(name, column) for name in TABLES for column in ("run_id", *schema(name).names)}
     assert comments["timings", "seconds"] == "wall time [s]"
     assert comments["timings", "stage"] == "stage"
     assert all(comments.values())
+
+
+def test_every_macro_says_what_it_answers_and_nothing_where_nothing_is_committed(workspace):
+    macros = query_after_rebuild(workspace, "SELECT function_name, comment FROM duckdb_functions() WHERE NOT internal")
+    assert {row["function_name"]: row["comment"] for row in macros} == {
+        name: macro.comment for name, macro in MACROS.items()
+    } | {name: comment for name, (_, comment, _) in SCALARS.items()}
+    for name, macro in MACROS.items():
+        wanted = [part for part in macro.parameters.split(",") if part and ":=" not in part]
+        assert query(workspace, f"FROM {name}({', '.join(['NULL'] * len(wanted))})").num_rows == 0
+
+
+def query_after_rebuild(workspace: Workspace, sql: str) -> list[dict]:
+    rebuild_catalog(workspace)
+    return query(workspace, sql).to_pylist()
+
+
+def test_images_know_their_run(workspace):
+    for run_id in ("night-1", "night-2"):
+        with staged_artifact(ArtifactRef(str(workspace.root), run_id, "samples", "base.evaluation.00000")) as folder:
+            write_rows(folder, "images", [{"sample_id": "base/p/0", "image": run_id.encode(), "format": "webp"}])
+    found = query_after_rebuild(workspace, "SELECT run_id, image FROM images ORDER BY run_id")
+    assert found == [{"run_id": run_id, "image": run_id.encode()} for run_id in ("night-1", "night-2")]
 
 
 def described(connection: duckdb.DuckDBPyConnection) -> list[tuple]:
@@ -93,7 +118,8 @@ def test_columns_keep_their_order_and_types_with_and_without_files(workspace):
     with duckdb.connect() as connection:
         for name in TABLES:
             connection.register("expected", schema(name).empty_table())
-            connection.execute(f'CREATE TABLE "{name}" AS FROM expected')
+            run = "" if "run_id" in schema(name).names else "CAST(NULL AS VARCHAR) AS run_id, "
+            connection.execute(f'CREATE TABLE "{name}" AS SELECT {run}* FROM expected')
         connection.unregister("expected")
         expected = described(connection)
     with duckdb.connect(rebuild_catalog(workspace), read_only=True) as connection:

@@ -45,7 +45,7 @@ class WrittenRun:
     run_id: str
     config: RunConfig
 
-    def commit_samples(self, model_id: str, purpose: str) -> ArtifactRef:
+    def commit_samples(self, model_id: str, purpose: str, fingerprint: str = "") -> ArtifactRef:
         """Pictures of noise in the place of a purpose's only shard, the same for every model."""
         (ref,) = plan_shards(self.workspace, self.run_id, self.config, model_id, purpose)
         requests = planned_requests(self.workspace, self.run_id, self.config, model_id, purpose)
@@ -60,7 +60,7 @@ class WrittenRun:
                 "width": 64,
                 "height": 64,
                 "image_sha256": "",
-                "sampler_fingerprint": "",
+                "sampler_fingerprint": fingerprint,
             }
             for request in requests
         ]

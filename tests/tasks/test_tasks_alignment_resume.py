@@ -106,6 +106,31 @@ def test_a_loss_that_is_no_number_commits_nothing_and_names_its_step(tmp_path: P
         aligned(preferences, configuration(learning_rate=1e30))
     assert committed_keys(Workspace(tmp_path), RUN, "models") == []
     assert committed_keys(Workspace(tmp_path), RUN, "timings") == []
+    kept = latest_checkpoint(Workspace(tmp_path), RUN, "round-1")
+    assert kept is not None
+    assert int(kept.name) == 1, "the last sound state"
+    with pytest.raises(TrainingDiverged, match="at step 2"):
+        aligned(preferences, configuration(learning_rate=1e30))
+    assert latest_checkpoint(Workspace(tmp_path), RUN, "round-1") == kept, "and again from there"
+
+
+def test_the_most_memory_of_a_training_is_recorded(undisturbed: ArtifactRef) -> None:
+    timings = read_artifact(reference(undisturbed.workspace, RUN, "timings", "models-round-1"), "timings")
+    # The UNet alone, its copy and its moments are more; no test machine has as much as the upper bound.
+    assert 50e6 < timings[0]["peak_bytes"] < 100e9
+
+
+def test_another_seed_is_another_training_of_the_same_round(tmp_path: Path, undisturbed: ArtifactRef) -> None:
+    preferences = commit_preferences(tmp_path)
+    with disable_run_logger():
+        repeated = align_round.fn(preferences, configuration(), BASE, 1, seed_index=1)
+    assert repeated.key == "round-1-seed-1"
+    own, other = (read_artifact(ref, "training_steps") for ref in (undisturbed, repeated))
+    assert [row["step"] for row in other] == [row["step"] for row in own]
+    assert [row["gradient_norm"] for row in other] != [row["gradient_norm"] for row in own]
+    (model,) = read_artifact(repeated, "models")
+    assert (model["model_id"], model["round"], model["repeats_model_id"]) == ("round-1-seed-1", 1, "round-1")
+    assert read_artifact(undisturbed, "models")[0]["repeats_model_id"] is None
 
 
 def test_without_redraw_rounds_are_parts_of_one_training(tmp_path: Path, undisturbed: ArtifactRef) -> None:

@@ -27,7 +27,8 @@ def assessed(run, before, after, obeyed=lambda _: True) -> ArtifactRef:
             kept = model == BASE or obeyed(row)
             return group if kept else {"man": "woman", "woman": "man"}[group]
 
-        run.commit_labels(run.commit_samples(model, "evaluation"), "judge", label)
+        for role in ("judge", "builder"):
+            run.commit_labels(run.commit_samples(model, "evaluation"), role, label)
         run.commit_labels(run.commit_samples(model, "obedience"), "judge", asked)
     return assess.fn(run.workspace, run.run_id, run.config, MODEL)
 
@@ -55,6 +56,12 @@ def test_from_one_group_alone_to_even(written_run) -> None:
     assert change["ratio"] == pytest.approx(0.0)
     assert change["difference_high"] < 0
     assert decision(ref)["verdict"] == "promote"
+    for model, kappa in ((BASE, math.nan), (MODEL, 1.0)):  # the base's images show one group alone
+        row = only(read_artifact(ref, "agreements"), model_id=model, measure="cohen_kappa")
+        assert row["value"] == pytest.approx(kappa, nan_ok=True)
+        assert row["n"] == 16
+    statuses = [row for row in read_artifact(ref, "status_counts") if row["model_id"] == BASE]
+    assert {row["count"] for row in statuses if row["status"] == "ok"} == {16}
 
 
 def test_shares_name_groups_that_never_occur(written_run) -> None:

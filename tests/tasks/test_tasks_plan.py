@@ -11,6 +11,7 @@ from diffusers import UNet2DConditionModel
 from popalign_core.config import RunConfig, with_settings
 from popalign_core.errors import InvalidInput
 from popalign_core.models.checkpoints import EMBEDDED
+from popalign_core.models.footprint import Footprint
 from popalign_core.models.lora import add_lora
 from popalign_core.presets import preset
 from popalign_core.workload import KEPT, ImageSet, Workload, shard_sizes, workload
@@ -43,6 +44,7 @@ SETTINGS = {
 CONFIG = with_settings(preset("emoji"), SETTINGS)
 PLACE_SECONDS, PAIR_SECONDS, BUILDER_SECONDS, JUDGE_SECONDS = 0.5, 0.25, 0.01, 0.02
 IMAGE_BYTES = 300
+FLOP = {"sampling": 2e12, "training": 3e15}
 
 
 def changed(**settings: object) -> RunConfig:
@@ -90,9 +92,10 @@ class MadeUp:
         self.commit(run_id, "samples", key, {"samples": []}, {"images.parquet": bytes(images * IMAGE_BYTES)})
         seconds = pace * PLACE_SECONDS * ceil(images / batch) * batch
         self.timing(run_id, "sampling", f"samples/{key}", seconds, images, device)
-        self.commit(run_id, "attributes", f"{key}.{wanted.role}", {"attributes": []})
-        seconds = images * (BUILDER_SECONDS if wanted.role == "builder" else JUDGE_SECONDS)
-        self.timing(run_id, "classification", f"attributes/{key}.{wanted.role}", seconds, images, "auto")
+        for role in {wanted.role, "builder"} if wanted.seconded else {wanted.role}:
+            self.commit(run_id, "attributes", f"{key}.{role}", {"attributes": []})
+            seconds = images * (BUILDER_SECONDS if role == "builder" else JUDGE_SECONDS)
+            self.timing(run_id, "classification", f"attributes/{key}.{role}", seconds, images, "auto")
 
     def train(self, run_id: str, model_id: str, steps: int = 5, pairs: int = 4) -> None:
         self.commit(run_id, "models", model_id, {"models": []})
@@ -108,6 +111,12 @@ class MadeUp:
         for training in work.trainings:
             self.train(run_id, training.model_id)
         return work
+
+
+@pytest.fixture(autouse=True)
+def counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an image and a pair take is counted in `popalign_core.models.footprint`."""
+    monkeypatch.setattr("tasks.plan.stage_footprint", lambda _, stage: Footprint((), FLOP[stage]))
 
 
 @pytest.fixture
@@ -131,12 +140,17 @@ def test_a_run_like_the_last_one_takes_as_long_as_its_timings_say(made_up):
     places = 2 * 24 + 2 * 24 + 3 * 16 + 2 * (24 + 16) + 2 * 16
     assert seconds_of(plan, "sampling") == pytest.approx(places * PLACE_SECONDS)
     images = 40 + 40 + 48
-    builder = seconds_of(plan, "classification", lambda work: work == f"{images} images, builder")
-    assert builder == pytest.approx(images * BUILDER_SECONDS)
+    labelled = images + 60  # and those held out, to compare it with the judge
+    builder = seconds_of(plan, "classification", lambda work: work == f"{labelled} images, builder")
+    assert builder == pytest.approx(labelled * BUILDER_SECONDS)
+    alone = planned_work(changed(classification__agreement=False), str(made_up.place.root))
+    assert any(row.work == f"{images} images, builder" for row in alone.rows)
     judge = seconds_of(plan, "classification", lambda work: work == "84 images, judge")
     assert judge == pytest.approx(84 * JUDGE_SECONDS)
     assert seconds_of(plan, "alignment") == pytest.approx(2 * 5 * 4 * PAIR_SECONDS)
     assert plan.total.seconds == pytest.approx(sum(row.seconds for row in plan.rows))
+    assert plan.total.flop == places * FLOP["sampling"] + 2 * 5 * 4 * FLOP["training"]
+    assert plan.total.cells()[3] == "121 PFLOP"
     assert rates_of(plan, "sampling") == {"measured: 2 images/s, run night-1, cpu, 13 pieces"}
     assert rates_of(plan, "alignment") == {"measured: 4 pairs/s, run night-1, cpu, 2 pieces"}
     assert sum(row.bytes for row in plan.rows if row.stage == "sampling") == (images + 84) * IMAGE_BYTES
@@ -154,7 +168,7 @@ def test_the_range_is_that_of_the_quicker_and_the_slower_tenth(made_up):
     places = 2 * (24 + 16)
     expected = [places * PLACE_SECONDS * pace for pace in (1.5, 1.1, 1.9)]
     assert [row.seconds, row.low, row.high] == pytest.approx(expected)
-    assert row.cells()[3] == "60 s (44 s to 76 s)"
+    assert row.cells()[4] == "60 s (44 s to 76 s)"
 
 
 @pytest.mark.parametrize(
@@ -250,7 +264,7 @@ def test_what_is_committed_is_not_counted_again(made_up):
     left = planned_work(CONFIG, str(made_up.place.root), "night-1")
     done = (16 + 24 + 16) * PLACE_SECONDS
     assert seconds_of(left, "sampling") == pytest.approx(seconds_of(whole, "sampling") - done)
-    done = (16 + 20) * BUILDER_SECONDS + 10 * JUDGE_SECONDS
+    done = (16 + 20 + 10) * BUILDER_SECONDS + 10 * JUDGE_SECONDS
     assert seconds_of(left, "classification") == pytest.approx(seconds_of(whole, "classification") - done)
     assert seconds_of(left, "alignment") == pytest.approx(5 * 4 * PAIR_SECONDS)
     assert not any(row.stage == "expansion" for row in left.rows)

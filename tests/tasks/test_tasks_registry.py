@@ -282,7 +282,7 @@ def test_an_adapter_on_a_promoted_model_is_merged_once_and_exported_whole(
     assert not torch.allclose(expected, ours(source_of(place, base)), atol=1e-2)
     assert [path.name for path in (place.root / "registry").iterdir() if path.name.startswith(".")] == []
 
-    monkeypatch.setattr("tasks.registry.save_merged_unet", None)
+    monkeypatch.setattr("tasks.registry.save_merged_denoiser", None)
     assert starting_config(root, config) == started, "merged once"
     assert_same(predicted(opened(export_model(root, second, folder=tmp_path / "export"))), expected)
 
@@ -372,14 +372,18 @@ def test_a_lora_that_adapts_the_text_encoders_is_exported_with_them(tmp_path: Pa
 
 
 def test_a_unet_is_checked_at_the_edge(config: RunConfig, tmp_path: Path) -> None:
-    for unet, said in ((tmp_path / "nowhere", "there is no UNet folder"), (tmp_path, "holds no safetensors")):
+    for unet, said in ((tmp_path / "nowhere", "there is no folder"), (tmp_path, "holds no safetensors")):
         with pytest.raises(ModelNotUsable, match=said):
             check_inputs(config.model_copy(update={"model_unet": str(unet)}))
     embedded = EMBEDDED["emoji"] / "unet"
     check_inputs(config.model_copy(update={"model_unet": str(embedded)}))
     (tmp_path / "diffusion_pytorch_model.safetensors").touch()
     settings = json.loads((embedded / "config.json").read_text())
-    for changed, said in (({"addition_embed_type": None}, "no UNet of SDXL"), ({"in_channels": 4}, "in_channels is 4")):
+    for changed, said in (
+        ({"addition_embed_type": None}, "addition_embed_type is None"),
+        ({"in_channels": 4}, "in_channels is 4"),
+        ({"_class_name": "UNet2DModel"}, "expected SD3Transformer2DModel or UNet2DConditionModel"),
+    ):
         (tmp_path / "config.json").write_text(json.dumps(settings | changed))
         with pytest.raises(ModelNotUsable, match=said):
             check_inputs(config.model_copy(update={"model_unet": str(tmp_path)}))

@@ -13,10 +13,10 @@ from popalign_core.classification import Status
 from popalign_core.config import with_settings
 from popalign_core.errors import InvalidInput
 from storage.artifacts import artifact_digest, is_committed
-from storage.errors import NotCommitted
+from storage.errors import NotCommitted, StorageFull
 from storage.images import decode_image
 from storage.tables import read_artifact
-from tasks import sampling
+from tasks import shard_writing
 from tasks.classification import TooManyUnclassified, attributes_of, check_classified, classify_shard
 from tasks.expansion import write_prompts
 from tasks.run import BASE, read_prompts, reference
@@ -74,8 +74,8 @@ def test_a_shard_that_fails_commits_nothing(written_run, monkeypatch: pytest.Mon
     def full(_: np.ndarray) -> bytes:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(sampling, "encode_image", full)
-    with pytest.raises(OSError, match="No space left"):
+    monkeypatch.setattr(shard_writing, "encode_image", full)
+    with pytest.raises(StorageFull, match="No space left"):
         sample_shard.fn(ref, config)
     assert not is_committed(ref)
 

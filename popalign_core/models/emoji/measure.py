@@ -58,7 +58,9 @@ def measure(work: Path) -> dict[str, Any]:
 
 def _draw(model: SdxlModel, wanted: list[tuple[str, str, int]]) -> np.ndarray:
     config = preset("emoji").sampling
-    settings = SamplingSettings(height=0, width=0, **config.model_dump(exclude={"image_size", "shard_size"}))
+    settings = SamplingSettings(
+        height=0, width=0, **config.model_dump(exclude={"image_size", "shard_size", "approximate"})
+    )
     requests = [
         ImageRequest(f"{family}/{number}", family, text, number, sample_seed(0, family, number))
         for text, family, number in wanted

@@ -1,0 +1,157 @@
+"""From noise to latents to pixels: the loop of diffusers' pipelines, bit for bit, in one fixed shape.
+
+A loop of its own, because the pipeline decodes a batch at once, wants all its parts on one device, waits for the
+accelerator at every step, and has no place for what is skipped or kept here.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from inspect import signature
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from popalign_core.acceleration import DEFAULT, Acceleration
+from popalign_core.errors import InvalidInput
+from popalign_core.models.attention import UnetAttention, attentions, fuse_projections, ignores_empty_context, is_plain
+from popalign_core.models.cuda_graphs import GraphedUnet
+from popalign_core.models.denoisers import repeated_blocks
+from popalign_core.models.families import SDXL
+from popalign_core.models.prompt_embeddings import PromptEmbeddings
+from popalign_core.models.sdxl import SCHEDULERS, SchedulerName
+from popalign_core.models.text_to_image import TextToImageModel
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """How noise becomes latents. height, width in pixels."""
+
+    scheduler: SchedulerName
+    steps: int
+    guidance_scale: float
+    height: int
+    width: int
+
+
+class Denoising:
+    """Batches of one shape from one model. Making it sets the model's scheduler, processors and memory layout."""
+
+    def __init__(self, model: TextToImageModel, trajectory: Trajectory, acceleration: Acceleration = DEFAULT):
+        """Raises: InvalidInput for a size that does not fit the model, or a switch that cannot be used with it."""
+        model.check_size(trajectory.height, trajectory.width)
+        model.family.check_scheduler(trajectory.scheduler)
+        self.model, self.trajectory, self.acceleration = model, trajectory, acceleration
+        schedule = SCHEDULERS[trajectory.scheduler].from_config(model.pipeline.scheduler.config)
+        model.pipeline.scheduler = self._scheduler = schedule
+        _apply(model, acceleration)
+        self._guided = trajectory.guidance_scale > 1
+        self._empty = model.encode_unconditional() if self._guided else None
+        self._skips = self._guided and skips_empty_attention(model, acceleration)
+        self._network: Any = GraphedUnet(model.network) if acceleration.cuda_graphs else model.network
+
+    def denoise(self, prompts: PromptEmbeddings, seeds: Sequence[int]) -> Tensor:
+        """Latents (n, c, h, w) on the model's device, scaled as the UNet knows them. prompts: a row a seed."""
+        scheduler, device = self._scheduler, self.model.device
+        # Times that lie on the accelerator would make the scheduler wait for it at every step.
+        shift = self.model.shift(self.trajectory.height, self.trajectory.width)
+        scheduler.set_timesteps(self.trajectory.steps, device="cpu", **shift)
+        if hasattr(scheduler, "set_begin_index"):
+            scheduler.set_begin_index(0)
+        # CPU generators: the same noise on every device.
+        generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+        more = {"generator": generators} if "generator" in signature(scheduler.step).parameters else {}
+        conditions = self._conditions(prompts, len(seeds))
+        # A flow begins and is entered as it is.
+        latents = self._noise(generators).to(device) * getattr(scheduler, "init_noise_sigma", 1.0)
+        flows = not hasattr(scheduler, "scale_model_input")
+        for time, placed in zip(scheduler.timesteps, scheduler.timesteps.to(device), strict=True):
+            entered = torch.cat([latents] * 2) if self._guided else latents
+            entered = entered if flows else scheduler.scale_model_input(entered, time)
+            predicted = self._network(
+                entered, timestep=placed.expand(len(entered)) if flows else placed, **conditions, return_dict=False
+            )[0]
+            if self._guided:
+                without, with_prompt = predicted.chunk(2)
+                predicted = without + self.trajectory.guidance_scale * (with_prompt - without)
+            latents = scheduler.step(predicted, time, latents, return_dict=False, **more)[0]
+        return latents
+
+    def _noise(self, generators: Sequence[torch.Generator]) -> Tensor:
+        network, scale = self.model.network, self.model.pixels_per_latent
+        shape = (1, int(network.config.in_channels), self.trajectory.height // scale, self.trajectory.width // scale)
+        return torch.cat([torch.randn(shape, generator=generator, dtype=network.dtype) for generator in generators])
+
+    def _conditions(self, prompts: PromptEmbeddings, count: int) -> dict[str, Any]:
+        device = self.model.device
+        context, pooled = prompts.context.to(device), prompts.pooled.to(device)
+        if self._empty is not None:
+            pooled = torch.cat([self._empty.pooled.to(device).expand(count, -1), pooled])
+            if not self._skips:
+                context = torch.cat([self._empty.context.to(device).expand(count, -1, -1), context])
+        return self.model.conditions(context, pooled, self.trajectory.height, self.trajectory.width)
+
+    def decode(self, latents: Tensor) -> np.ndarray:
+        """Pixels, uint8 (n, h, w, 3). Raises: InvalidInput where they are no numbers."""
+        parts: tuple[Tensor, ...] = torch.split(latents, self.acceleration.vae_batch or len(latents))
+        # Rounded on the device: a quarter of the bytes to move.
+        return torch.cat([self._pixels(part) for part in parts]).permute(0, 2, 3, 1).cpu().numpy()
+
+    def _pixels(self, latents: Tensor) -> Tensor:
+        vae = self.model.pipeline.vae
+        image = vae.decode(_unscaled(latents.to(vae.dtype), vae.config), return_dict=False)[0]
+        image = (image * 0.5 + 0.5).clamp(0, 1).float()
+        if not bool(torch.isfinite(image).all()):
+            raise InvalidInput(
+                f"the model drew pixels that are no numbers in {str(vae.dtype).removeprefix('torch.')}; "
+                "use sampling.dtype bfloat16 or float32, or acceleration.vae_dtype float32."
+            )
+        return (image * 255).round().to(torch.uint8)
+
+
+def skips_empty_attention(model: TextToImageModel, acceleration: Acceleration) -> bool:
+    """Whether the unconditional half of a batch goes without cross-attention: asked for, and exact for this model."""
+    exact = model.has_zero_unconditional and ignores_empty_context(model.network)
+    return acceleration.skip_empty_attention and exact
+
+
+def _unscaled(latents: Tensor, config: Any) -> Tensor:
+    mean, deviation = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
+    if mean is None or deviation is None:
+        moved = getattr(config, "shift_factor", None)
+        return latents / config.scaling_factor + moved if moved else latents / config.scaling_factor
+    shift, scale = (torch.tensor(values).view(1, -1, 1, 1).to(latents) for values in (mean, deviation))
+    return latents * scale / config.scaling_factor + shift
+
+
+def _apply(model: TextToImageModel, acceleration: Acceleration) -> None:
+    """Brings a model to these switches, whatever it had before."""
+    if acceleration.cuda_graphs and model.device.type != "cuda":
+        raise InvalidInput(f"acceleration.cuda_graphs needs a CUDA device, and this is {model.device.type}.")
+    unet, vae = model.network, model.pipeline.vae
+    if acceleration.cuda_graphs and model.family is not SDXL:
+        raise InvalidInput(f"acceleration.cuda_graphs is for SDXL, and this is {model.family.title}: turn it off.")
+    if acceleration.fused_projections:
+        fuse_projections(unet)
+    layout = torch.channels_last if acceleration.channels_last else torch.contiguous_format
+    for part in (unet, vae):
+        part.to(memory_format=layout)
+    wanted = UnetAttention(fused=acceleration.fused_projections)
+    # What is compiled would be compiled again for other processors, equal ones included.
+    if is_plain(unet) and any(module.processor != wanted for _, module in attentions(unet)):
+        unet.set_attn_processor(wanted)
+    _compile(unet, acceleration)
+
+
+def _compile(unet: Any, acceleration: Acceleration) -> None:
+    before, model_mode = getattr(unet, "popalign_compiled", "none"), acceleration.compile
+    wanted = f"{model_mode} {acceleration.fused_projections} {acceleration.channels_last}"
+    if before == wanted or (before == "none" and model_mode == "none"):
+        return
+    blocks = repeated_blocks(unet)
+    for module in (unet, *blocks):
+        module._compiled_call_impl = None  # pyright: ignore[reportPrivateUsage]
+    for module in {"none": [], "regional": blocks, "full": [unet]}[model_mode]:
+        module.compile(dynamic=False)
+    unet.popalign_compiled = "none" if model_mode == "none" else wanted

@@ -1,0 +1,189 @@
+"""The questions that people ask of a workspace, as macros of its catalog: `FROM shares('demo-0', 'base')`.
+
+Names of parameters are never names of columns, which a macro would take for the parameter.
+"""
+
+from typing import NamedTuple
+
+
+class Macro(NamedTuple):
+    """One table macro. parameters: as DuckDB wants them, with defaults; example: arguments to try it with."""
+
+    parameters: str
+    comment: str
+    sql: str
+
+
+# 95%, as in group_shares (Wilson 1927).
+_Z = 1.959963984540054
+SCALARS = {
+    "wilson_low": (
+        "k, n",
+        "lower end of the 95% Wilson interval of k of n",
+        f"CASE WHEN n > 0 THEN greatest(0, (k + {_Z**2 / 2} - {_Z} * sqrt(k * (n - k) / n + {_Z**2 / 4}))"
+        f" / (n + {_Z**2})) END",
+    ),
+    "wilson_high": (
+        "k, n",
+        "upper end of the 95% Wilson interval of k of n",
+        f"CASE WHEN n > 0 THEN least(1, (k + {_Z**2 / 2} + {_Z} * sqrt(k * (n - k) / n + {_Z**2 / 4}))"
+        f" / (n + {_Z**2})) END",
+    ),
+}
+
+MACROS: dict[str, Macro] = {
+    "shares": Macro(
+        "run, model",
+        "shares of every perceived group by subject, with interval and floor; subject null: pooled over prompts",
+        """SELECT g.split, p.subject, p.text, g.axis, g."group", g.count, g.n, g.share, g.low, g.high,
+       sqrt((1 - 1 / count(*) OVER (PARTITION BY g.split, g.prompt_id, g.axis, g.judge_id)) / nullif(g.n, 0)) AS floor,
+       g.judge_id
+FROM group_shares AS g LEFT JOIN prompts AS p USING (run_id, prompt_id)
+WHERE g.run_id = run AND g.model_id = model
+ORDER BY g.split, g.axis, p.subject NULLS FIRST, g."group\"""",
+    ),
+    "before_after": Macro(
+        "run",
+        "what a run changed: every measure before and after, paired, with n and sampling floor of the aligned model",
+        """SELECT c.split, c.axis, c.measure, c.before, c.after, c.difference, c.difference_low, c.difference_high,
+       c.ratio, c.ratio_low, c.ratio_high, d.n, d.floor, c.judge_id
+FROM comparisons AS c
+LEFT JOIN disparities AS d
+  ON d.run_id = c.run_id AND d.model_id = c.model_id AND d.judge_id = c.judge_id AND d.split = c.split
+ AND d.axis = c.axis AND d.measure = c.measure AND d.level = 'mean'
+WHERE c.run_id = run
+ORDER BY c.split, c.axis, c.measure""",
+    ),
+    "worst_prompts": Macro(
+        "run, model, top := 10",
+        "the held-out prompts with the largest disparity (L2), with interval, floor and unknowns",
+        """SELECT d.axis, p.text, d.value, d.low, d.high, d.floor, d.n, d.unknown, d.judge_id, d.prompt_id
+FROM disparities AS d JOIN prompts AS p USING (run_id, prompt_id)
+WHERE d.run_id = run AND d.model_id = model AND d.split = 'eval' AND d.level = 'prompt' AND d.measure = 'l2'
+QUALIFY row_number() OVER (PARTITION BY d.axis, d.judge_id ORDER BY d.value DESC, d.prompt_id) <= top
+ORDER BY d.axis, d.value DESC, d.prompt_id""",
+    ),
+    "cells": Macro(
+        "run, model",
+        "intersectional cells: perceived groups of all axes at once, zeros included, over neutral prompts",
+        """WITH RECURSIVE vocabulary AS (
+    SELECT axis, "group", dense_rank() OVER (ORDER BY axis) AS position
+    FROM (SELECT axis, "group" FROM group_shares WHERE run_id = run
+          UNION SELECT axis, "group" FROM populations WHERE run_id = run)
+), grid AS (
+    SELECT 0 AS filled, CAST([] AS VARCHAR[]) AS cell
+    UNION ALL
+    SELECT filled + 1, list_append(cell, v."group") FROM grid JOIN vocabulary AS v ON v.position = filled + 1
+), seen AS (
+    SELECT a.classifier_id, p.split, a.sample_id, list(a.label ORDER BY a.axis) AS cell,
+           bool_and(a.status = 'ok') AS counted
+    FROM attributes AS a JOIN prompts AS p USING (run_id, prompt_id)
+    WHERE a.run_id = run AND a.model_id = model AND p.kind = 'neutral'
+    GROUP BY a.classifier_id, p.split, a.sample_id
+), totals AS (
+    SELECT classifier_id, split, count(*) FILTER (counted) AS n, count(*) FILTER (NOT counted) AS unknown
+    FROM seen GROUP BY ALL
+), counts AS (
+    SELECT classifier_id, split, cell, count(*) AS count FROM seen WHERE counted GROUP BY ALL
+)
+SELECT t.split, array_to_string(g.cell, ' x ') AS cell, coalesce(c.count, 0) AS count, t.n,
+       coalesce(c.count, 0) / nullif(t.n, 0) AS share, wilson_low(coalesce(c.count, 0), t.n) AS low,
+       wilson_high(coalesce(c.count, 0), t.n) AS high, t.unknown, t.classifier_id
+FROM totals AS t
+CROSS JOIN (SELECT cell FROM grid WHERE filled = (SELECT max(position) FROM vocabulary)) AS g
+LEFT JOIN counts AS c USING (classifier_id, split, cell)
+ORDER BY t.split, t.classifier_id, share DESC, g.cell""",
+    ),
+    "nights": Macro(
+        "",
+        "drift: the mean held-out disparity (L2) of every run's models in the order of their first start",
+        """SELECT s.started_at, d.run_id, d.axis,
+       CASE WHEN d.model_id = c.base_model_id THEN 'before' WHEN d.model_id = c.model_id THEN 'after' END AS which,
+       d.model_id, d.value, d.low, d.high, d.floor, d.n, d.unknown, c.verdict, d.judge_id
+FROM disparities AS d
+JOIN (SELECT run_id, min(started_at) AS started_at FROM starts GROUP BY run_id) AS s USING (run_id)
+LEFT JOIN decisions AS c USING (run_id)
+WHERE d.split = 'eval' AND d.level = 'mean' AND d.measure = 'l2'
+ORDER BY s.started_at, d.run_id, d.axis, which DESC""",
+    ),
+    "cost": Macro(
+        "run",
+        "what a run took by stage: pieces of work, items, hours and items a second of work",
+        """SELECT t.stage, t.device, count(*) AS pieces, CAST(sum(t.items) AS BIGINT) AS items,
+       sum(t.seconds) / 3600 AS hours,
+       sum(t.items) / nullif(sum(t.seconds), 0) AS items_a_second
+FROM timings AS t
+WHERE t.run_id = run
+GROUP BY ALL
+ORDER BY hours DESC""",
+    ),
+    "images_behind": Macro(
+        "run, model, prompt, wanted_axis, wanted_group := NULL",
+        "the images behind a share: prompt is a prompt's id, text or subject; no group: all, unknown ones included",
+        # One image may be drawn for two purposes, and then lies in two shards.
+        """SELECT a.sample_id, a.label, a.confidence, a.status, a.classifier_id, s.seed, i.image
+FROM attributes AS a
+JOIN prompts AS p USING (run_id, prompt_id)
+JOIN (SELECT DISTINCT run_id, model_id, sample_id, sample_index, seed FROM samples WHERE run_id = run) AS s
+  USING (run_id, model_id, sample_id)
+LEFT JOIN (SELECT run_id, sample_id, any_value(image) AS image FROM images WHERE run_id = run GROUP BY ALL) AS i
+  USING (run_id, sample_id)
+WHERE a.run_id = run AND a.model_id = model AND a.axis = wanted_axis AND prompt IN (p.prompt_id, p.text, p.subject)
+  AND (wanted_group IS NULL OR (a.status = 'ok' AND a.label = wanted_group))
+ORDER BY a.classifier_id, s.sample_index""",
+    ),
+    "flips": Macro(
+        "run",
+        "the same prompt and seed before and after: how many images changed their perceived group, and to which",
+        """WITH drawn AS (
+    SELECT DISTINCT model_id, prompt_id, sample_id, sample_index FROM samples WHERE run_id = run
+), pairs AS (
+    SELECT p.split, b.axis, b.classifier_id,
+           CASE WHEN b.status = 'ok' THEN b.label ELSE 'unknown' END AS label_before,
+           CASE WHEN a.status = 'ok' THEN a.label ELSE 'unknown' END AS label_after
+    FROM decisions AS d
+    JOIN drawn AS sb ON sb.model_id = d.base_model_id
+    JOIN drawn AS sa ON sa.model_id = d.model_id AND sa.prompt_id = sb.prompt_id AND sa.sample_index = sb.sample_index
+    JOIN prompts AS p ON p.run_id = d.run_id AND p.prompt_id = sb.prompt_id AND p.kind = 'neutral'
+    JOIN attributes AS b ON b.run_id = d.run_id AND b.sample_id = sb.sample_id
+    JOIN attributes AS a ON a.run_id = d.run_id AND a.sample_id = sa.sample_id AND a.axis = b.axis
+                        AND a.classifier_id = b.classifier_id
+    WHERE d.run_id = run
+)
+SELECT split, axis, label_before, label_after, images,
+       CAST(sum(images) OVER (PARTITION BY split, axis, classifier_id, label_before) AS BIGINT) AS of_before,
+       classifier_id
+FROM (SELECT pairs.*, count(*) AS images FROM pairs GROUP BY ALL)
+ORDER BY split, axis, classifier_id, label_before, images DESC, label_after""",
+    ),
+    "unknowns": Macro(
+        "run",
+        "what became of the images at each classifier: how many have a group, and why the others have none",
+        """SELECT split, kind, model_id, axis, status, images, CAST(sum(images) OVER whole AS BIGINT) AS n,
+       images / sum(images) OVER whole AS share, classifier_id
+FROM (
+    SELECT p.split, p.kind, a.model_id, a.axis, a.status, a.classifier_id, count(*) AS images
+    FROM attributes AS a JOIN prompts AS p USING (run_id, prompt_id)
+    WHERE a.run_id = run
+    GROUP BY ALL
+)
+WINDOW whole AS (PARTITION BY split, kind, model_id, axis, classifier_id)
+ORDER BY split, kind, model_id, axis, classifier_id, images DESC, status""",
+    ),
+    "neighbours": Macro(
+        "run, sample",
+        "the other images of the populations that an image belongs to, and the side each is on",
+        """WITH members AS (
+    SELECT round, population_id, winner_sample_id AS sample_id, 'preferred' AS side
+    FROM preferences WHERE run_id = run
+    UNION
+    SELECT round, population_id, loser_sample_id, 'dispreferred' FROM preferences WHERE run_id = run
+)
+SELECT DISTINCT other.round, other.population_id, other.side, other.sample_id, other.sample_id = sample AS itself
+FROM members AS other
+WHERE (other.round, other.population_id) IN (
+    SELECT (round, population_id) FROM members AS own WHERE own.sample_id = sample
+)
+ORDER BY other.round, other.population_id, other.side DESC, other.sample_id""",
+    ),
+}

@@ -1,0 +1,54 @@
+"""On a card: a recording replays what the UNet computes, rows do not depend on neighbours, kernels are in effect."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from popalign_core.acceleration import Acceleration
+from popalign_core.models.sdxl import ModelSource, SdxlModel, load_sdxl
+from popalign_core.sampler_facts import sampler_facts
+from popalign_core.sampling import ImageRequest, SamplingSettings, sample_images
+
+SETTINGS = SamplingSettings("ddim", 4, 3.0, 0, 0, 4, "bfloat16", "default")
+REQUESTS = [ImageRequest(f"base/p{n}/0", f"p{n}", f"a photo of a person {n}", 0, 1000 + n) for n in range(6)]
+
+
+@pytest.fixture(scope="module")
+def model() -> SdxlModel:
+    return load_sdxl(ModelSource("emoji"), device="cuda", dtype="bfloat16")
+
+
+def draw(model: SdxlModel, requests: list[ImageRequest], settings: SamplingSettings) -> dict[str, np.ndarray]:
+    return {i.request.sample_id: i.pixels for batch in sample_images(model, requests, settings) for i in batch}
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_cuda_graphs_replay_the_same_bits(model: SdxlModel, batch_size: int) -> None:
+    settings = replace(SETTINGS, batch_size=batch_size)
+    plain = draw(model, REQUESTS, settings)
+    graphed = draw(model, REQUESTS, replace(settings, acceleration=Acceleration(cuda_graphs=True)))
+    for name, image in graphed.items():
+        np.testing.assert_array_equal(image, plain[name])
+
+
+def test_an_image_is_the_same_bytes_whatever_its_neighbours(model: SdxlModel) -> None:
+    whole = draw(model, REQUESTS, SETTINGS)
+    for others in ([REQUESTS[5]], REQUESTS[::-1]):
+        for name, image in draw(model, others, SETTINGS).items():
+            np.testing.assert_array_equal(image, whole[name])
+
+
+def test_encoders_never_stay_on_the_card(model: SdxlModel) -> None:
+    draw(model, REQUESTS, SETTINGS)
+    assert {part.device.type for part in (model.pipeline.text_encoder, model.pipeline.text_encoder_2)} == {"cpu"}
+
+
+@pytest.mark.parametrize("name", ["flash", "efficient", "math"])
+def test_the_kernel_asked_for_is_in_effect(model: SdxlModel, name: str) -> None:
+    assert sampler_facts(model, replace(SETTINGS, attention=name))["attention"] == name
+
+
+def test_the_card_is_named(model: SdxlModel) -> None:
+    assert sampler_facts(model, SETTINGS)["device"] == torch.cuda.get_device_name()

@@ -1,0 +1,74 @@
+"""A run is refused before anything is loaded where its device has too little memory, and says the way out."""
+
+import pytest
+
+from flows.cli import run
+from popalign_core.config import RunConfig, with_settings
+from popalign_core.errors import InvalidInput
+from popalign_core.execution import AUTO, Execution
+from popalign_core.presets import preset
+from tasks import memory_plan
+from tasks.memory_plan import GIB, NotEnoughMemory, Room, memory_rows, require_memory, stage_footprint, training_shape
+
+CONFIG = with_settings(preset("emoji"), {"device": "cpu"})
+
+
+def have(monkeypatch: pytest.MonkeyPatch, size: float, where: str = "this machine's memory") -> None:
+    monkeypatch.setattr(memory_plan, "room_of", lambda _: Room(size, where))
+
+
+def changed(**settings: object) -> RunConfig:
+    return with_settings(CONFIG, {name.replace("__", "."): str(value) for name, value in settings.items()})
+
+
+def test_what_fits_passes_and_what_does_not_is_refused_with_the_way_out(monkeypatch):
+    need = {stage: stage_footprint(CONFIG, stage).bytes for stage in memory_plan.STAGES}
+    have(monkeypatch, max(need.values()))
+    require_memory(CONFIG, AUTO, *memory_plan.STAGES)
+    have(monkeypatch, need["training"] - 1)
+    with pytest.raises(NotEnoughMemory, match=r"training of emoji needs .* GiB .*nothing was loaded") as refusal:
+        require_memory(CONFIG, AUTO, "training")
+    for part in ("gradients", "AdamW's moments", "alignment.lora_rank=16", "--set execution.memory_check=false"):
+        assert part in str(refusal.value)
+    require_memory(CONFIG, Execution(memory_check=False), "training")
+
+
+def test_on_a_gpu_one_image_must_fit_and_on_a_cpu_the_batch(monkeypatch):
+    one, batch = stage_footprint(CONFIG, "sampling", batch=1).bytes, stage_footprint(CONFIG, "sampling").bytes
+    assert one < batch / 2
+    have(monkeypatch, (one + batch) / 2, "cuda (a card)")
+    require_memory(CONFIG, AUTO, "sampling")
+    assert any("The batch will be halved until it does." in note for note in memory_rows(CONFIG)[1])
+    have(monkeypatch, (one + batch) / 2)
+    with pytest.raises(NotEnoughMemory, match=r"smaller sampling\.batch_size"):
+        require_memory(CONFIG, AUTO, "sampling")
+
+
+def test_processes_share_a_step_and_preserved_captions_are_a_third_image():
+    assert training_shape(changed(alignment__pairs_per_step=9), 2).pairs == 5
+    assert training_shape(CONFIG).images_each == 3
+    assert training_shape(changed(alignment__preserve_weight=0)).images_each == 2
+    most = stage_footprint(CONFIG, "training").bytes
+    assert stage_footprint(CONFIG, "training", processes=4).bytes < most
+
+
+def test_a_command_is_refused_before_it_begins(monkeypatch, tmp_path):
+    have(monkeypatch, 1000.0)
+    with pytest.raises(NotEnoughMemory, match="sampling of emoji needs"):
+        run("emoji", "night", tmp_path / "workspace")
+    assert not list((tmp_path / "workspace").glob("runs/*"))
+
+
+def test_a_plan_says_what_is_needed_and_that_it_will_be_refused(monkeypatch):
+    have(monkeypatch, 1000.0)
+    rows, notes = memory_rows(CONFIG)
+    assert [row.stage for row in rows] == ["sampling", "training"]
+    assert rows[0].needed == f"{stage_footprint(CONFIG, 'sampling').bytes / GIB:.1f} GiB"
+    assert "UNet" in rows[0].parts
+    assert sum("It will be refused" in note for note in notes) == 2
+    other = changed(device="cuda:7")
+    monkeypatch.undo()
+    # A device of another machine is no reason against a plan.
+    assert any("There is no GPU here" in note for note in memory_rows(other)[1])
+    with pytest.raises(InvalidInput):
+        require_memory(other, AUTO, "sampling")

@@ -1,0 +1,5 @@
+"""Untyped on purpose: the library's functions are annotated in part."""
+
+from typing import Any
+
+def __getattr__(name: str) -> Any: ...
