@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from uuid import UUID
 
@@ -79,26 +78,14 @@ def crashed(stack: Stack, name: str) -> bool:
     return any(run.state_name == "Crashed" for run in stack.named(name))
 
 
-def process_of(stack: Stack, name: str) -> tuple[int, str] | None:
-    """A process on a GPU worker that is to run a stage, and the id of its run. name: how those runs' names begin."""
-    runs = {str(run.id) for run in stack.named(name) if run.state_name not in ENDED}
-    found = [hit for worker in GPU_WORKERS for hit in stack.run_processes(worker) if hit[1] in runs]
-    return found[0] if found else None
-
-
-def kill_worker_when(stack: Stack, name: str, begun: Callable[[], bool]) -> UUID:
-    """SIGKILLs a worker with what it runs, once the other has committed something: nobody says that it died."""
+def silent_death(stack: Stack, worker: str) -> UUID:
+    """What that worker runs first dies at its crash point, and the worker with it: nobody says that they died."""
     found: list[tuple[int, str]] = []
-    wait_for(f"a process of {name}", lambda: found.append(hit) if (hit := process_of(stack, name)) else found)
-    pid, run_id = found[0]
-    # Stopped while it loads its model, or it might be done before it is killed.
-    wait_for(f"the beginning of {name}", lambda: state_of(stack, UUID(run_id)) == "Running")
-    os.kill(pid, signal.SIGSTOP)
-    wait_for(f"a commit of {name}", begun)
-    parent = psutil.Process(pid).ppid()
-    (worker,) = [name for name in GPU_WORKERS if stack.processes[name].pid == parent]
-    stack.kill(worker, group=True)  # first, so that it cannot say that the run's process died
-    os.kill(pid, signal.SIGKILL)
+    wait_for(f"a process of {worker}", lambda: found.extend(stack.run_processes(worker)) or found)
+    ((pid, run_id),) = found
+    os.kill(stack.processes[worker].pid, signal.SIGSTOP)  # before its child dies, which it would report
+    wait_for("the death of the process", lambda: psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+    stack.kill(worker, group=True)
     return UUID(run_id)
 
 
@@ -108,10 +95,11 @@ def committed(root: Path, pattern: str) -> bool:
 
 def test_disturbed_in_every_stage_it_ends_with_the_same_artifacts(stack: Stack, undisturbed: dict[str, str]) -> None:
     root = stack.folder / "disturbed"
+    first, _ = GPU_WORKERS
+    stack.kill(first)
+    stack.launch_worker(first, "popalign-gpu", 1, POPALIGN_KILL_AT="before_manifest:samples")
     run = start(stack, root)
-    silent = kill_worker_when(
-        stack, f"sampling {RUN} base round-1", lambda: committed(root, "samples/base.round-1.*/manifest.json")
-    )
+    silent = silent_death(stack, first)
     with stack.locked_database():
         time.sleep(5)
     # Classification and training are quick: their processes end themselves, until there are other workers.
