@@ -118,8 +118,9 @@ GROUP BY ALL
 ORDER BY hours DESC""",
     ),
     "images_behind": Macro(
-        "run, model, prompt, wanted_axis, wanted_group := NULL",
-        "the images behind a share: prompt is a prompt's id, text or subject; no group: all, unknown ones included",
+        "run, model, prompt, wanted_axis, wanted_group := NULL, said_by := NULL",
+        "the images behind a share: prompt is a prompt's id, text or subject; no group: all, unknown ones included; "
+        "no classifier named: by the judge of the run's figures, or by all before they are made",
         # One image may be drawn for two purposes, and then lies in two shards.
         """SELECT a.sample_id, a.label, a.confidence, a.status, a.classifier_id, s.seed, i.image
 FROM attributes AS a
@@ -130,6 +131,8 @@ LEFT JOIN (SELECT run_id, sample_id, any_value(image) AS image FROM images WHERE
   USING (run_id, sample_id)
 WHERE a.run_id = run AND a.model_id = model AND a.axis = wanted_axis AND prompt IN (p.prompt_id, p.text, p.subject)
   AND (wanted_group IS NULL OR (a.status = 'ok' AND a.label = wanted_group))
+  AND a.classifier_id = coalesce(
+    said_by, (SELECT any_value(judge_id) FROM disparities WHERE run_id = run), a.classifier_id)
 ORDER BY a.classifier_id, s.sample_index""",
     ),
     "flips": Macro(

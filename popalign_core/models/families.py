@@ -49,7 +49,7 @@ class Family:
             raise UnknownName(kind=f"sampling.scheduler for {self.title}", got=name, known=self.schedulers)
 
 
-_DIFFUSION = ("ddim", "euler", "dpm++")
+_DIFFUSION = ("ddim", "euler", "dpm++", "lcm")
 SDXL = Family(
     title="SDXL",
     pipeline="StableDiffusionXLPipeline",

@@ -1,6 +1,6 @@
 """The paper-size job without its networks: what the processes of the benchmark of scale do.
 
-Importing it replaces the model, the sampler and the classifiers of `tasks` in this process: an image is one of a few
+`stand_in` replaces the model, the sampler and the classifiers of `tasks` in this process: an image is one of a few
 pictures, at once, and what is perceived on it follows from its seed. Planning, claims, rows, image files, commits,
 timings, pairing and catalog are the product's own. Images are 64 px instead of 1024, so the bytes are not SDXL's.
 `python paper_size.py STEP WORKSPACE SHARE` does one step and writes JSON. SHARE: of the paper's images a prompt.
@@ -84,7 +84,8 @@ def pictures() -> list[np.ndarray]:
 def draw_at_once(_: StubModel, requests: Sequence[ImageRequest], settings: SamplingSettings) -> Iterator[list[Any]]:
     for start in range(0, len(requests), settings.batch_size):
         batch = requests[start : start + settings.batch_size]
-        yield [SampledImage(request, pictures()[request.seed % PICTURES], settings.batch_size) for request in batch]
+        size, nothing = settings.batch_size, torch.zeros(0)
+        yield [SampledImage(request, pictures()[request.seed % PICTURES], size, nothing) for request in batch]
 
 
 class StubClassifier:
@@ -92,8 +93,8 @@ class StubClassifier:
 
     classifier_id = "stub"
 
-    def probabilities(self, images: np.ndarray, axes: Sequence[Axis]) -> list[AxisProbabilities]:
-        marks = images.reshape(len(images), -1).astype(np.int64).sum(1)
+    def probabilities(self, images: Sequence[np.ndarray], axes: Sequence[Axis]) -> list[AxisProbabilities]:
+        marks = np.array([image.astype(np.int64).sum() for image in images])
         found: list[AxisProbabilities] = []
         for axis in axes:
             groups = len(axis.groups)
@@ -104,9 +105,14 @@ class StubClassifier:
         return found
 
 
-sampling_tasks.loaded_model = StubModel
-sampling_tasks.sample_images = draw_at_once
-classification_tasks.classifier_of = lambda *_: StubClassifier()
+def stand_in() -> None:
+    """For the rest of this process."""
+    sampling_tasks.loaded_model = StubModel
+    sampling_tasks.sample_images = draw_at_once
+    sampling_tasks.provide_embeddings = lambda *_: None
+    sampling_tasks.fitting = lambda _workspace, _model, settings: settings
+    sampling_tasks.sampler_facts = lambda *_: {"sampler": "stub"}
+    classification_tasks.classifier_of = lambda *_: StubClassifier()
 
 
 def configuration(share: float) -> RunConfig:
@@ -219,6 +225,7 @@ def _timed(work: Callable[[], object]) -> float:
 STEPS = {step.__name__: step for step in (prepare, half, resume, draw, pair, ask, count)}
 
 if __name__ == "__main__":
+    stand_in()
     step, root, share = sys.argv[1:]
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     numbers = STEPS[step](str(Workspace.open(root).root), configuration(float(share)))

@@ -40,7 +40,7 @@ from storage.layout import Workspace
 from storage.tables import write_rows
 from tasks.expansion import write_prompts
 from tasks.run import record_run
-from tasks.sampling import plan_shards, planned_requests
+from tasks.sampling import plan_shards, planned_requests, sampling_settings
 from tasks.shards import claim_each, missing_samples
 
 SHARDS = int(os.environ.get("POPALIGN_BENCH_SHARDS", "1000"))
@@ -74,11 +74,15 @@ def sleep_instead(
     log = Path(os.environ["POPALIGN_BENCH_LOG"]) / f"{os.getpid()}.jsonl"
     with log.open("a") as file:
         file.write(json.dumps([requests[0].sample_id, begin, end]) + "\n")
-    yield [SampledImage(r, np.full((8, 8, 3), r.seed % 256, np.uint8), settings.batch_size) for r in requests]
+    size, nothing = settings.batch_size, torch.zeros(0)
+    yield [SampledImage(r, np.full((8, 8, 3), r.seed % 256, np.uint8), size, nothing) for r in requests]
 
 
 sampling_tasks.loaded_model = SleepingModel
 sampling_tasks.sample_images = sleep_instead
+sampling_tasks.provide_embeddings = lambda *_: None
+sampling_tasks.fitting = lambda _workspace, _model, settings: settings
+sampling_tasks.sampler_facts = lambda *_: {"sampler": "stub"}
 # Shards of 10 s tell of their progress one by one.
 progress.SECONDS_BETWEEN_UPDATES = 0.0
 
@@ -108,8 +112,7 @@ def bare_work(workspace: str) -> Callable[[ArtifactRef], None]:
     """Gives what draws and commits one shard, with nothing around it: the peer."""
     config = run_configuration()
     requests = planned_requests(workspace, RUN, config, MODEL, PURPOSE)
-    values = config.sampling.model_dump(exclude={"shard_size", "image_size", "approximate"})
-    settings = SamplingSettings(height=0, width=0, **values)
+    settings = sampling_settings(config.sampling, config.acceleration)
     model = SleepingModel(ModelSource(config.model))
 
     def work(ref: ArtifactRef) -> None:

@@ -19,6 +19,7 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import pytest
+from plain_run import BESIDE_A_PLAIN_RUN
 from prefect.context import refresh_global_settings_context
 from prefect.settings import PREFECT_API_URL
 from prefect.testing.utilities import prefect_test_harness
@@ -65,9 +66,7 @@ PROCESS_SECONDS = 1200
 SMALL_FILES = 12_000_000
 # What differs from run to run by its nature.
 OWN_TO_A_RUN = {"starts", "timings"}
-# Nobody is looked for in emoji.
-WITHOUT_DETECTION = {"detections", "region_attributes"}
-COMPARED = [table for table in TABLES if table not in OWN_TO_A_RUN | WITHOUT_DETECTION]
+COMPARED = [table for table in TABLES if table not in OWN_TO_A_RUN | BESIDE_A_PLAIN_RUN]
 
 log = logging.getLogger(__name__)
 

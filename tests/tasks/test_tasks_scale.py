@@ -13,7 +13,7 @@ import torch
 import tasks.sampling as sampling_tasks
 from popalign_core.config import RunConfig, with_settings
 from popalign_core.presets import preset
-from popalign_core.sampling import SampledImage
+from popalign_core.sampling import SampledImage, SamplingSettings
 from storage.layout import Workspace
 from tasks.expansion import write_prompts
 from tasks.run import BASE, record_run
@@ -61,18 +61,21 @@ class Entries(AbstractContextManager["Entries"]):
 class StubModel:
     device = torch.device("cpu")
 
-    def __init__(self, *_: object):
-        pass
-
 
 @pytest.fixture(autouse=True)
 def drawn_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    def draw(_: object, requests: list, _settings: object) -> Iterator[list[SampledImage]]:
-        yield [SampledImage(request, np.full((8, 8, 3), request.seed % 256, np.uint8), 8) for request in requests]
+    def draw(_: object, requests: list, settings: SamplingSettings) -> Iterator[list[SampledImage]]:
+        pixels = [np.full((8, 8, 3), request.seed % 256, np.uint8) for request in requests]
+        yield [
+            SampledImage(r, image, settings.batch_size, torch.zeros(0))
+            for r, image in zip(requests, pixels, strict=True)
+        ]
 
-    monkeypatch.setattr(sampling_tasks, "loaded_model", StubModel)
+    monkeypatch.setattr(sampling_tasks, "loaded_model", lambda *_: StubModel())
     monkeypatch.setattr(sampling_tasks, "sample_images", draw)
-    monkeypatch.setattr(sampling_tasks, "sampler_fingerprint", lambda *_: "stub")
+    monkeypatch.setattr(sampling_tasks, "provide_embeddings", lambda *_: None)
+    monkeypatch.setattr(sampling_tasks, "fitting", lambda _place, _model, settings: settings)
+    monkeypatch.setattr(sampling_tasks, "sampler_facts", lambda *_: {"sampler": "stub"})
 
 
 @pytest.fixture
