@@ -21,6 +21,7 @@ from pathlib import Path
 import pytest
 from plain_run import BESIDE_A_PLAIN_RUN
 from prefect.context import refresh_global_settings_context
+from prefect.logging.configuration import setup_logging
 from prefect.settings import PREFECT_API_URL
 from prefect.testing.utilities import prefect_test_harness
 from typer.testing import CliRunner
@@ -83,7 +84,10 @@ def command_line(output: Path, arguments: list[str], environment: dict[str, str]
         os.dup2(stream.fileno(), sys.stdout.fileno())
         os.dup2(stream.fileno(), sys.stderr.fileno())
     os.environ.update(environment)
+    # What the command would set before Prefect is imported, which it is here already.
+    quiet_prefect()
     refresh_global_settings_context()
+    setup_logging()
     sys.argv = ["popalign", *arguments]
     main()
 
