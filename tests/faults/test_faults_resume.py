@@ -27,6 +27,7 @@ from prefect.testing.utilities import prefect_test_harness
 from typer.testing import CliRunner
 
 from flows.cli import app, main
+from flows.in_process import quiet_prefect
 from storage.artifacts import ArtifactRef, artifact_digest, committed_keys, verify
 from storage.catalog import query
 from storage.layout import STAGING, Workspace
