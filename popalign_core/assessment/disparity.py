@@ -1,13 +1,14 @@
 """How far the perceived groups of a population are from a target: measures on counts.
 
-Every measure takes counts (..., groups), zeros included and unknowns left out, and the target's shares (groups,), and
-returns one number for every leading index, nan where nothing was counted. Groups are the whole vocabulary of an axis:
-one that never occurs counts as missing.
+Every measure takes counts (..., groups), zeros included and unknowns left out, and the target's shares (groups,), or one
+target for each leading index, and returns one number for every leading index, nan where nothing was counted. Groups are
+the whole vocabulary of an axis: one that never occurs counts as missing.
 """
 
 from collections.abc import Callable
 
 import numpy as np
+from scipy.special import rel_entr  # pyright: ignore[reportMissingTypeStubs]
 
 Measure = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
@@ -53,16 +54,43 @@ def kl_divergence(counts: np.ndarray, target: np.ndarray) -> np.ndarray:
     return terms.sum(axis=-1)
 
 
+def jensen_shannon_distance(counts: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """sqrt of (KL(p || m) + KL(q || m)) / 2 in bits, m = (p + q) / 2: a metric from 0 to 1 (Endres & Schindelin 2003).
+
+    scipy's `jensenshannon` with base 2, but for the root of what rounding leaves below 0.
+    """
+    p = shares(counts)
+    middle = (p + target) / 2
+    divergence = (rel_entr(p, middle) + rel_entr(target, middle)).sum(axis=-1) / 2
+    return np.sqrt(np.maximum(divergence, 0) / np.log(2))
+
+
 def normalized_entropy(counts: np.ndarray, target: np.ndarray) -> np.ndarray:
     """-sum p log p / log K: 1 = all K groups alike, 0 = one group. Of the target only the length counts."""
     p = shares(counts)
     entropy = -(p * np.log(np.where(p > 0, p, 1))).sum(axis=-1)
-    return np.maximum(entropy, 0) / np.log(len(target))
+    return np.maximum(entropy, 0) / np.log(target.shape[-1])
 
 
 def worst_group_share(counts: np.ndarray, target: np.ndarray) -> np.ndarray:
     """The smallest share among groups that the target asks for; 0 = one of them never occurs."""
-    return shares(counts)[..., target > 0].min(axis=-1)
+    return np.where(target > 0, shares(counts), np.inf).min(axis=-1)
+
+
+def worst_group_ratio(counts: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """The smallest share in proportion to its target, min p / q: 1 = on target, 0 = a group never occurs."""
+    p = shares(counts)
+    ratios = np.divide(p, target, out=np.full(np.broadcast_shapes(p.shape, target.shape), np.inf), where=target > 0)
+    return ratios.min(axis=-1)
+
+
+def demographic_parity_difference(counts: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Between the group most above its target and the one most below it, max (p - q) - min (p - q).
+
+    For a uniform target the largest share less the smallest one, which is fairlearn's measure of that name with "shows
+    the group" as the selection.
+    """
+    return np.ptp(shares(counts) - target, axis=-1)
 
 
 def paper_code_discrepancy(counts: np.ndarray, _target: np.ndarray) -> np.ndarray:
@@ -91,8 +119,11 @@ MEASURES: dict[str, Measure] = {
     "unbiased_squared_l2": unbiased_squared_l2,
     "total_variation": total_variation,
     "kl_divergence": kl_divergence,
+    "jensen_shannon_distance": jensen_shannon_distance,
     "normalized_entropy": normalized_entropy,
     "worst_group_share": worst_group_share,
+    "worst_group_ratio": worst_group_ratio,
+    "demographic_parity_difference": demographic_parity_difference,
     "paper_code_disparity": paper_code_discrepancy,
 }
 # What each measure can be for any counts and target: an interval ends there.
@@ -101,7 +132,10 @@ RANGES: dict[str, tuple[float, float]] = {
     "unbiased_squared_l2": (-1, 2),
     "total_variation": (0, 1),
     "kl_divergence": (0, np.inf),
+    "jensen_shannon_distance": (0, 1),
     "normalized_entropy": (0, 1),
     "worst_group_share": (0, 1),
+    "worst_group_ratio": (0, 1),
+    "demographic_parity_difference": (0, 2),
     "paper_code_disparity": (0, 1),
 }

@@ -4,10 +4,13 @@ import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from scipy.spatial.distance import jensenshannon
 
 from popalign_core.assessment.disparity import (
     MEASURES,
     RANGES,
+    demographic_parity_difference,
+    jensen_shannon_distance,
     kl_divergence,
     l2_discrepancy,
     normalized_entropy,
@@ -15,11 +18,12 @@ from popalign_core.assessment.disparity import (
     sampling_floor,
     total_variation,
     unbiased_squared_l2,
+    worst_group_ratio,
     worst_group_share,
 )
 
 COUNTS = st.lists(st.integers(0, 200), min_size=2, max_size=10).filter(any).map(np.array)
-DISTANCES = (l2_discrepancy, total_variation, kl_divergence)
+DISTANCES = (l2_discrepancy, total_variation, kl_divergence, jensen_shannon_distance, demographic_parity_difference)
 
 
 def uniform(groups: int) -> np.ndarray:
@@ -59,8 +63,11 @@ def test_a_collapsed_population_reaches_the_bounds(groups):
         "unbiased_squared_l2": 1 - 1 / groups,
         "total_variation": 1 - 1 / groups,
         "kl_divergence": np.log(groups),
+        "jensen_shannon_distance": jensenshannon(np.eye(groups)[0], uniform(groups), base=2),
         "normalized_entropy": 0,
         "worst_group_share": 0,
+        "worst_group_ratio": 0,
+        "demographic_parity_difference": 1,
         "paper_code_disparity": 0,
     }
     assert expected.keys() == MEASURES.keys()
@@ -123,6 +130,29 @@ def test_values_by_hand():
     assert paper_code_discrepancy(np.array([3, 1, 0]), uniform(3)) == pytest.approx(np.sqrt(2) / 4)
     assert worst_group_share(np.array([6, 3, 0]), np.array([0.5, 0.5, 0])) == pytest.approx(1 / 3)
     assert kl_divergence(np.array([1, 1]), np.array([1.0, 0.0])) == np.inf
+    skewed = np.array([6, 3, 1])
+    assert worst_group_ratio(skewed, np.array([0.5, 0.5, 0])) == pytest.approx(0.6)
+    assert worst_group_ratio(skewed, uniform(3)) == pytest.approx(0.3)
+    assert demographic_parity_difference(skewed, uniform(3)) == pytest.approx(0.5)
+    assert demographic_parity_difference(skewed, np.array([0.2, 0.3, 0.5])) == pytest.approx(0.8)
+
+
+@given(counts_and_target())
+def test_jensen_shannon_is_scipys(case):
+    counts, target = case
+    with np.errstate(invalid="ignore"):  # the root of -1e-17
+        expected = np.nan_to_num(jensenshannon(counts, target, base=2))
+    assert jensen_shannon_distance(counts, target) == pytest.approx(expected, abs=1e-7)
+
+
+@given(counts_and_target(), counts_and_target())
+def test_a_target_for_each_population_is_each_with_its_own(first, second):
+    groups = min(len(first[0]), len(second[0]))
+    counts = np.stack([case[0][:groups] for case in (first, second)])
+    targets = np.stack([case[1][:groups] / case[1][:groups].sum() for case in (first, second)])
+    for measure in MEASURES.values():
+        alone = [measure(*case) for case in zip(counts, targets, strict=True)]
+        np.testing.assert_allclose(measure(counts, targets), alone, atol=1e-12)
 
 
 @pytest.mark.parametrize("measure", MEASURES.values(), ids=MEASURES)
