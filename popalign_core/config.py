@@ -145,6 +145,13 @@ class AssessmentConfig(StageConfig):
     max_score_drop: Annotated[Share, Field(title="Most CLIP score lost", description="Relative.")] = 0.02
     max_unknown_rise: Annotated[Share, Field(title="Most unknowns gained")] = 0.05
     resamples: Annotated[int, Field(title="Bootstrap resamples", ge=200)] = 2000
+    targets: Annotated[
+        tuple[str, ...],
+        Field(
+            title="Further targets",
+            description="Measured beside the uniform one: us-cps-2022, or CSV files with axis, group, share, subject.",
+        ),
+    ] = ()
 
 
 class RunConfig(StageConfig):

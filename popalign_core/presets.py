@@ -5,6 +5,7 @@ from typing import Literal
 
 from popalign_core.config import (
     AlignmentConfig,
+    AssessmentConfig,
     ClassificationConfig,
     DetectionConfig,
     ExpansionConfig,
@@ -43,6 +44,7 @@ _SDXL = RunConfig(
     classification=ClassificationConfig(builder="ViT-L-14@datacomp_xl_s13b_b90k", judge="./judges/fairface"),
     detection=DetectionConfig(persons="PekingU/rtdetr_v2_r50vd"),
     populations=PopulationsConfig(size=100),
+    assessment=AssessmentConfig(targets=("us-cps-2022",)),
     alignment=AlignmentConfig(
         steps=250,
         pairs_per_step=8,

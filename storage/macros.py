@@ -50,7 +50,7 @@ ORDER BY g.split, g.axis, p.subject NULLS FIRST, g."group\"""",
 FROM comparisons AS c
 LEFT JOIN disparities AS d
   ON d.run_id = c.run_id AND d.model_id = c.model_id AND d.judge_id = c.judge_id AND d.split = c.split
- AND d.axis = c.axis AND d.measure = c.measure AND d.level = 'mean'
+ AND d.axis = c.axis AND d.measure = c.measure AND d.level = 'mean' AND d.target = 'uniform'
 WHERE c.run_id = run
 ORDER BY c.split, c.axis, c.measure""",
     ),
@@ -60,6 +60,7 @@ ORDER BY c.split, c.axis, c.measure""",
         """SELECT d.axis, p.text, d.value, d.low, d.high, d.floor, d.n, d.unknown, d.judge_id, d.prompt_id
 FROM disparities AS d JOIN prompts AS p USING (run_id, prompt_id)
 WHERE d.run_id = run AND d.model_id = model AND d.split = 'eval' AND d.level = 'prompt' AND d.measure = 'l2'
+  AND d.target = 'uniform'
 QUALIFY row_number() OVER (PARTITION BY d.axis, d.judge_id ORDER BY d.value DESC, d.prompt_id) <= top
 ORDER BY d.axis, d.value DESC, d.prompt_id""",
     ),
@@ -103,7 +104,7 @@ ORDER BY t.split, t.classifier_id, share DESC, g.cell""",
 FROM disparities AS d
 JOIN (SELECT run_id, min(started_at) AS started_at FROM starts GROUP BY run_id) AS s USING (run_id)
 LEFT JOIN decisions AS c USING (run_id)
-WHERE d.split = 'eval' AND d.level = 'mean' AND d.measure = 'l2'
+WHERE d.split = 'eval' AND d.level = 'mean' AND d.measure = 'l2' AND d.target = 'uniform'
 ORDER BY s.started_at, d.run_id, d.axis, which DESC""",
     ),
     "cost": Macro(

@@ -209,10 +209,14 @@ FOLDER = {
     "scores": "disparities",
     "agreements": "disparities",
     "status_counts": "disparities",
+    "target_shares": "disparities",
+    "prompt_changes": "disparities",
     "confusion_matrices": "corrected_shares",
 }
 # Raised with every change of a table's columns. A column that is added must be nullable, or older files are refused.
 VERSIONS = dict.fromkeys(TABLES, 1) | {
+    "disparities": 2,
+    "group_shares": 2,
     "populations": 2,
     "models": 3,
     "timings": 2,

@@ -13,16 +13,17 @@ from popalign_core.assessment.disparity import l2_discrepancy
 from popalign_core.assessment.obedience import Answers, compare_obedience, obedience
 from popalign_core.assessment.quality import clip_score, compare_scores, estimate_score, frechet_distance
 from popalign_core.assessment.resampling import Comparison, Estimate
-from popalign_core.assessment.uncertainty import compare, measure_disparities, wilson_interval
+from popalign_core.assessment.uncertainty import compare, share_interval
 from popalign_core.attributes import AXES, CROSSING, Axis, cross_axes
 from popalign_core.config import RunConfig
 from popalign_core.models.sdxl import pick_device
-from popalign_core.population_counts import by_prompt, group_counts
+from popalign_core.population_counts import by_prompt, crossed_label, group_counts
 from popalign_core.seeds import derive_seed
 from storage.artifacts import ArtifactRef, is_committed
 from storage.commit import staged_artifact
 from storage.tables import write_rows
 from tasks.agreement import Classified, only_for_agreement
+from tasks.disparity_tables import DisparityTables
 from tasks.labels import labelled_samples
 from tasks.run import BASE, builder, classifier_of, read_prompts, reference, timed
 from tasks.samplers import report_differences
@@ -31,6 +32,7 @@ from tasks.stored_shard import StoredShard
 
 BUILDER_ROLE, JUDGE_ROLE = "builder", "judge"
 SPLITS = {"evaluation": "eval", "trained": "train"}
+TABLES = "disparities group_shares scores comparisons agreements status_counts prompt_changes".split()
 Row = dict[str, object]
 
 
@@ -84,9 +86,9 @@ class _Assessment:
         self.judge_id = classifier_name(JUDGE_ROLE, config)
         self.builder_id = classifier_name(BUILDER_ROLE, config)
         self.prompts = {prompt.prompt_id: prompt for prompt in read_prompts(workspace, run_id)}
-        self.rows: dict[str, list[Row]] = {
-            name: [] for name in ("disparities", "group_shares", "scores", "comparisons", "agreements", "status_counts")
-        }
+        self.tables = DisparityTables.of(config, self.prompts)
+        self.rows: dict[str, list[Row]] = {name: [] for name in TABLES}
+        self.rows["target_shares"] = self.tables.target_rows(run_id)
         self.held_out: dict[str, Comparison] = {}
         self.images = 0
         self.unknown: dict[str, tuple[float, float]] = {}
@@ -101,10 +103,17 @@ class _Assessment:
         measured = {model: self._read(model, purpose) for model in models}
         measured_axes = [*self.axes, cross_axes(self.axes)] if len(self.axes) > 1 else self.axes
         for position, axis in enumerate(measured_axes):
-            counts = {model: self._counts(measured[model], axis, position) for model in models}
+            labels = {model: self._labels(measured[model], position) for model in models}
+            counts = {
+                model: {prompt: group_counts(own, axis) for prompt, own in found.items()}
+                for model, found in labels.items()
+            }
             for model in models:
                 self._add_disparities(model, split, axis, counts[model])
             self._compare_disparity(split, axis, counts)
+            identity: Row = {"run_id": self.run_id, "model_id": self.model_id, "judge_id": self.judge_id}
+            identity["split"] = split
+            self.rows["prompt_changes"] += self.tables.changes(identity, axis, labels[BASE], labels[self.model_id])
         self._add_scores(split, measured)
         for model in models:
             self._add_agreement(model, purpose, split)
@@ -121,17 +130,16 @@ class _Assessment:
         self, model: str, split: str, axis: Axis, counts: Mapping[str, tuple[np.ndarray, int]]
     ) -> None:
         identity: Row = {"run_id": self.run_id, "model_id": model, "judge_id": self.judge_id, "split": split}
-        resamples = self.config.assessment.resamples
-        for row in measure_disparities(counts, axis, axis.uniform(), seed=self.config.seed, resamples=resamples):
-            self.rows["disparities"].append({**identity, **asdict(row)})
+        self.rows["disparities"] += self.tables.disparities(identity, axis, counts)
         pooled = (sum(found for found, _ in counts.values()), None)
         for prompt_id, (found, _) in [*counts.items(), (None, (pooled[0], 0))]:
             n = int(np.sum(found))
             for group, count in zip(axis.groups, np.asarray(found).tolist(), strict=True):
-                low, high = wilson_interval(count, n)
+                low, high, interval = share_interval(count, n)
                 share = count / n if n else float("nan")
                 row = {"prompt_id": prompt_id, "axis": axis.name, "group": group, "count": count, "n": n}
-                self.rows["group_shares"].append({**identity, **row, "share": share, "low": low, "high": high})
+                ends = {"low": low, "high": high, "interval": interval}
+                self.rows["group_shares"].append({**identity, **row, "share": share, **ends})
 
     def _compare_disparity(
         self, split: str, axis: Axis, counts: Mapping[str, Mapping[str, tuple[np.ndarray, int]]]
@@ -225,7 +233,7 @@ class _Assessment:
             self.obeyed[axis.name] = change
 
     def decision(self) -> Row:
-        thresholds = Thresholds(**self.config.assessment.model_dump(exclude={"resamples"}))
+        thresholds = Thresholds(**self.config.assessment.model_dump(exclude={"resamples", "targets"}))
         decision = decide(self.held_out, self.obeyed, self.score, self.unknown, thresholds)
         checks = [{**asdict(check), "name": check.name} for check in decision.checks]
         identity: Row = {"run_id": self.run_id, "base_model_id": BASE, "model_id": self.model_id}
@@ -243,14 +251,13 @@ class _Assessment:
         shards = plan_shards(self.workspace, self.run_id, self.config, model, purpose)
         return np.concatenate([StoredShard(shard, self.config).embeddings.of_whole_images for shard in shards])
 
-    def _counts(self, measured: Measured, axis: Axis, position: int) -> dict[str, tuple[np.ndarray, int]]:
-        def label(cell: tuple[str | None, ...]) -> str | None:
-            if position < len(self.axes):
-                return cell[position]
-            known = [group for group in cell if group is not None]
-            return CROSSING.join(known) if len(known) == len(cell) else None
-
-        return {p: group_counts([label(cell) for cell in cells], axis) for p, cells in measured.cells.items()}
+    def _labels(self, measured: Measured, position: int) -> dict[str, list[str | None]]:
+        """Of every prompt's images in their order, which is the same for both models."""
+        crossed = position >= len(self.axes)
+        return {
+            prompt: [crossed_label(cell) if crossed else cell[position] for cell in cells]
+            for prompt, cells in measured.cells.items()
+        }
 
     def _add_score(
         self, model: str, split: str, kind: str, measure: str, unit: str, judge_id: str, estimate: Estimate

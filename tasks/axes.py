@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from popalign_core.assessment.uncertainty import measure_disparities, wilson_interval
+from popalign_core.assessment.disparity_rows import measure_disparities
+from popalign_core.assessment.uncertainty import wilson_interval
 from popalign_core.attributes import AXES
 from popalign_core.classification import Status
 from popalign_core.config import RunConfig

@@ -54,7 +54,7 @@ def report_drift(workspace: str, run_id: str, series: str) -> list[Drift]:
 
 
 def _base_disparities(place: Workspace, run_id: str) -> dict[str, Measured]:
-    wanted = {"model_id": BASE, "split": "eval", "level": "mean", "measure": "l2"}
+    wanted = {"model_id": BASE, "split": "eval", "level": "mean", "measure": "l2", "target": "uniform"}
     rows = read_rows(place, run_id, "disparities", equal=wanted)
     return {row["axis"]: Measured(row["value"], row["low"], row["high"]) for row in rows}
 

@@ -88,7 +88,8 @@ def _inline(image: bytes) -> str:
 
 
 def _disparities(place: Workspace, run_id: str) -> list[dict[str, Any]]:
-    rows = read_rows(place, run_id, "disparities", equal={"split": "eval", "level": "mean", "measure": list(MEASURES)})
+    wanted = {"split": "eval", "level": "mean", "measure": list(MEASURES), "target": "uniform"}
+    rows = read_rows(place, run_id, "disparities", equal=wanted)
     return [
         {
             "model": row["model_id"],

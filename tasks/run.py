@@ -28,6 +28,7 @@ from popalign_core.models.sdxl import ModelSource
 from popalign_core.models.text_to_image import TextToImageModel
 from popalign_core.models.zero_shot import ZeroShotClassifier
 from popalign_core.sampling import SamplingSettings
+from popalign_core.target_shares import load_targets
 from storage.artifacts import ArtifactRef, is_committed, require_present
 from storage.commit import staged_artifact
 from storage.errors import NotCommitted
@@ -64,8 +65,10 @@ def record_run(workspace: str, run_id: str, preset: str, config: RunConfig) -> A
 
     An upgrade of a library is no other run.
 
-    Raises: ConflictingArtifact if the id names another configuration; RemovedArtifact if it cannot go on.
+    Raises: ConflictingArtifact if the id names another configuration; RemovedArtifact if it cannot go on;
+    TargetNotUsable.
     """
+    load_targets(config.assessment.targets)
     place = Workspace.open(workspace)
     check_complete(place, run_id)
     remove_leftovers(place, run_id)

@@ -5,8 +5,8 @@ from dataclasses import asdict
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from popalign_core.assessment.disparity_rows import DisparityRow, measure_disparities
 from popalign_core.assessment.seed_spread import seed_spread
-from popalign_core.assessment.uncertainty import DisparityRow, measure_disparities
 from popalign_core.attributes import AXES
 from popalign_core.config import RunConfig
 from popalign_core.population_counts import by_prompt, group_counts

@@ -1,7 +1,7 @@
 """How far the perceived groups of a population are from a target: measures on counts.
 
-Every measure takes counts (..., groups), zeros included and unknowns left out, and the target's shares (groups,), or one
-target for each leading index, and returns one number for every leading index, nan where nothing was counted. Groups are
+Every measure takes counts (..., groups), zeros included and unknowns left out, and the target's shares (groups,), or
+those for each leading index, and returns one number for every leading index, nan where nothing was counted. Groups are
 the whole vocabulary of an axis: one that never occurs counts as missing.
 """
 
@@ -55,7 +55,7 @@ def kl_divergence(counts: np.ndarray, target: np.ndarray) -> np.ndarray:
 
 
 def jensen_shannon_distance(counts: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """sqrt of (KL(p || m) + KL(q || m)) / 2 in bits, m = (p + q) / 2: a metric from 0 to 1 (Endres & Schindelin 2003).
+    """Sqrt of (KL(p || m) + KL(q || m)) / 2 in bits, m = (p + q) / 2: a metric from 0 to 1 (Endres & Schindelin 2003).
 
     scipy's `jensenshannon` with base 2, but for the root of what rounding leaves below 0.
     """

@@ -93,4 +93,4 @@ def _share(answers: Answers, picks: np.ndarray, *, unknown_is_wrong: bool = Fals
     _, right, images = sums_by_prompt(np.array([seen == asked for asked, seen in pairs], dtype=float), prompt_ids)
     _, unknown, _ = sums_by_prompt(np.array([seen is None for _, seen in pairs], dtype=float), prompt_ids)
     counted = images if unknown_is_wrong else images - unknown
-    return estimate_ratio(right, counted, picks, unknown=int(unknown.sum()))
+    return estimate_ratio(right, counted, picks, unknown=int(unknown.sum()), limits=(0, 1))

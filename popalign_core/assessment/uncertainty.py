@@ -1,10 +1,10 @@
 """Disparities with their intervals, by prompt, as the mean over prompts and pooled; see `resampling` for the method."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
+from scipy.stats import beta  # pyright: ignore[reportMissingTypeStubs]
 
 from popalign_core.assessment.disparity import MEASURES, RANGES, Measure, l2_discrepancy
 from popalign_core.assessment.resampling import (
@@ -18,66 +18,81 @@ from popalign_core.assessment.resampling import (
     resample_images,
     resample_prompts,
 )
-from popalign_core.attributes import Axis
 from popalign_core.errors import InvalidInput
-from popalign_core.seeds import derive_seed
 
+# Images in a cell below which the normal approximation behind Wilson's interval is not trusted.
+SMALL_CELL = 5
 _NAMES = {measure: name for name, measure in MEASURES.items()}
-
-
-@dataclass(frozen=True)
-class DisparityRow:
-    """One measured disparity. level: prompt, mean (over prompts) or pooled; prompt_id: of level `prompt` only."""
-
-    level: str
-    prompt_id: str | None
-    axis: str
-    measure: str
-    target: str
-    value: float
-    low: float
-    high: float
-    floor: float | None
-    n: int
-    unknown: int
 
 
 @dataclass(frozen=True, eq=False)
 class DrawnCounts:
-    """Counts (prompts, groups) of prompts with a known image, and the same resampled (resamples, prompts, groups)."""
+    """Counts (prompts, groups) of prompts with a known image, and the same resampled (resamples, prompts, groups).
+
+    target: shares (groups,), or of each prompt (prompts, groups). drawn_target: those of the drawn prompts, to which
+    `drawn` broadcasts.
+    """
 
     counts: np.ndarray
     drawn: np.ndarray
     unknown: int
     target: np.ndarray
+    drawn_target: np.ndarray
 
     @classmethod
     def of(
         cls, counts: np.ndarray, unknown: int, target: np.ndarray, *, rng: np.random.Generator, resamples: int
     ) -> "DrawnCounts":
         """Draws prompts, then images. Raises: InvalidInput."""
-        known = _checked(counts, target)[counts.sum(axis=-1) > 0]
+        there = _checked(counts, target).sum(axis=-1) > 0
+        known, own = counts[there], target if target.ndim == 1 else target[there]
         if not len(known):
-            return cls(known, np.zeros((resamples, 0, len(target)), dtype=np.int64), unknown, target)
+            nothing = np.zeros((resamples, 0, counts.shape[-1]), dtype=np.int64)
+            return cls(known, nothing, unknown, own, own if own.ndim == 1 else nothing.astype(float))
         picks = resample_prompts(len(known), rng, resamples)
-        return cls(known, resample_images(known, picks, rng), unknown, target)
+        drawn = resample_images(known, picks, rng)
+        return cls(known, drawn, unknown, own, own if own.ndim == 1 else own[picks])
 
     def mean(self, measure: Measure) -> Bootstrap:
         """The mean over prompts; its floor is the mean of the prompts' floors."""
-        value = float(_known_mean(measure(self.counts, self.target)))
-        resampled = _known_mean(measure(self.drawn, self.target))
-        return self._bootstrap(measure, value, resampled, self.counts.sum(axis=-1))
+        values = measure(self.counts, self.target)
+        resampled = known_mean(measure(self.drawn, self.drawn_target))
+        # Without a prompt that has no number itself the mean is the same.
+        known = values[~np.isnan(values)]
+        without = (known.sum() - known) / max(len(known) - 1, 1) if len(known) > 1 else np.zeros(0)
+        return self._bootstrap(measure, float(known_mean(values)), resampled, self.target, without)
 
     def pooled(self, measure: Measure) -> Bootstrap:
-        """The measure of all images together."""
-        pooled = self.counts.sum(axis=0)
-        value = float(measure(pooled, self.target))
-        return self._bootstrap(measure, value, measure(self.drawn.sum(axis=1), self.target), pooled.sum(keepdims=True))
+        """The measure of all images together, to the mean of their prompts' targets."""
+        counts, target = pool(self.counts, self.target)
+        value = float(measure(counts, target))
+        resampled = measure(*pool(self.drawn, self.drawn_target))
+        return self._bootstrap(measure, value, resampled, target)
 
-    def _bootstrap(self, measure: Measure, value: float, resampled: np.ndarray, sizes: np.ndarray) -> Bootstrap:
+    def _bootstrap(
+        self,
+        measure: Measure,
+        value: float,
+        resampled: np.ndarray,
+        target: np.ndarray,
+        without: np.ndarray | None = None,
+    ) -> Bootstrap:
         limits = RANGES.get(_NAMES.get(measure, ""), UNBOUNDED)
-        floor = _floor(sizes, self.target) if measure is l2_discrepancy else None
-        return Bootstrap(value, moved(value, resampled, limits), int(self.counts.sum()), self.unknown, floor)
+        sizes = self.counts.sum(axis=-1)
+        sizes = sizes.sum(keepdims=True) if without is None else sizes
+        floor = _floor(sizes, target) if measure is l2_discrepancy else None
+        values = moved(value, resampled, limits)
+        return Bootstrap(value, values, int(self.counts.sum()), self.unknown, floor, without, limits)
+
+
+def pool(counts: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Counts (..., prompts, groups) of all prompts together, and the mean target of their images."""
+    if target.ndim == 1:
+        return counts.sum(axis=-2), target
+    sizes = counts.sum(axis=-1, keepdims=True)
+    total = sizes.sum(axis=-2)
+    weighted = (sizes * target).sum(axis=-2)
+    return counts.sum(axis=-2), np.divide(weighted, total, out=np.full(weighted.shape, np.nan), where=total > 0)
 
 
 def estimate_prompt(
@@ -144,7 +159,7 @@ def compare(
     else:
         picks = resample_prompts(int(both.sum()), rng, resamples)
     sides = [
-        DrawnCounts(counts[both], resample_images(counts[both], picks, rng), left_out, target).mean(measure)
+        DrawnCounts(counts[both], resample_images(counts[both], picks, rng), left_out, target, target).mean(measure)
         for counts, left_out in zip((before, after), unknown, strict=True)
     ]
     return sides[1].compared_with(sides[0])
@@ -164,55 +179,45 @@ def wilson_interval(successes: int, n: int) -> tuple[float, float]:
     return (0.0 if successes == 0 else float(low)), (1.0 if successes == n else float(high))
 
 
-def measure_disparities(
-    counts_by_prompt: Mapping[str, tuple[np.ndarray, int]],
-    axis: Axis,
-    target: np.ndarray,
-    *,
-    seed: int,
-    resamples: int = DEFAULT_RESAMPLES,
-) -> list[DisparityRow]:
-    """Every measure for each prompt, for the mean over prompts and pooled; the same in any order of the prompts.
+def clopper_pearson_interval(successes: int, n: int) -> tuple[float, float]:
+    """95% interval that covers at least as often as it says, for any n (Clopper & Pearson 1934); (0, 1) if n = 0.
 
-    counts_by_prompt: counts (groups,) and the number of unknown images. target: shares (groups,). Raises: InvalidInput.
+    Raises: InvalidInput.
     """
-    prompt_ids = sorted(counts_by_prompt)
-    if not prompt_ids:
-        raise InvalidInput("no prompt to measure a disparity on.")
-    counts = np.stack([counts_by_prompt[prompt_id][0] for prompt_id in prompt_ids])
-    target_name = "uniform" if np.allclose(target, axis.uniform()) else "given"
-    found: list[tuple[str, str | None, str, Estimate]] = []
-    for prompt_id, own in zip(prompt_ids, counts, strict=True):
-        rng = np.random.default_rng(derive_seed(seed, "disparity", axis.name, prompt_id))
-        drawn = DrawnCounts.of(own[None], counts_by_prompt[prompt_id][1], target, rng=rng, resamples=resamples)
-        found += [("prompt", prompt_id, name, drawn.pooled(measure).estimate) for name, measure in MEASURES.items()]
-    rng = np.random.default_rng(derive_seed(seed, "disparities", axis.name))
-    unknown = sum(counts_by_prompt[prompt_id][1] for prompt_id in prompt_ids)
-    drawn = DrawnCounts.of(counts, unknown, target, rng=rng, resamples=resamples)
-    found += [("mean", None, name, drawn.mean(measure).estimate) for name, measure in MEASURES.items()]
-    found += [("pooled", None, name, drawn.pooled(measure).estimate) for name, measure in MEASURES.items()]
-    return [
-        DisparityRow(level, prompt_id, axis.name, name, target_name, e.value, e.low, e.high, e.floor, e.n, e.unknown)
-        for level, prompt_id, name, e in found
-    ]
+    if not 0 <= successes <= n:
+        raise InvalidInput(f"{successes} of {n} is not a share.")
+    tail = 1 - LEVELS[1] / 100
+    low = 0.0 if successes == 0 else float(beta.ppf(tail, successes, n - successes + 1))
+    return low, 1.0 if successes == n else float(beta.ppf(1 - tail, successes + 1, n - successes))
 
 
-def _checked(counts: np.ndarray, target: np.ndarray) -> np.ndarray:
-    if counts.ndim != 2 or counts.shape[1:] != target.shape or (counts < 0).any():
-        raise InvalidInput(f"counts of shape {counts.shape} do not belong to a target of shape {target.shape}.")
-    return counts
+def share_interval(successes: int, n: int) -> tuple[float, float, str]:
+    """95% interval of a share and its name: exact where fewer than 5 images are in the group or outside it.
+
+    There Wilson's falls short of 95% for some shares; elsewhere it is the narrower one and holds.
+    """
+    if min(successes, n - successes) < SMALL_CELL:
+        return *clopper_pearson_interval(successes, n), "clopper-pearson"
+    return *wilson_interval(successes, n), "wilson"
 
 
-def _known_mean(values: np.ndarray) -> np.ndarray:
+def known_mean(values: np.ndarray) -> np.ndarray:
     """Mean over the last axis of what is not nan; nan if nothing is left."""
     known = ~np.isnan(values)
     count = known.sum(axis=-1)
     return np.where(count > 0, np.where(known, values, 0).sum(axis=-1) / np.maximum(count, 1), np.nan)
 
 
+def _checked(counts: np.ndarray, target: np.ndarray) -> np.ndarray:
+    fits = counts.ndim == 2 and target.shape in (counts.shape, counts.shape[1:])
+    if not fits or (counts < 0).any():
+        raise InvalidInput(f"counts of shape {counts.shape} do not belong to a target of shape {target.shape}.")
+    return counts
+
+
 def _floor(sizes: np.ndarray, target: np.ndarray) -> float:
     """sqrt((1 - sum q^2) / n), which is `sampling_floor` where the target q is uniform; mean over the prompts."""
     if not sizes.size or not sizes.all():
         return np.nan
-    floors: np.ndarray = np.sqrt((1 - np.square(target).sum()) / sizes)
+    floors: np.ndarray = np.sqrt((1 - np.square(target).sum(axis=-1)) / sizes)
     return float(floors.mean())

@@ -212,7 +212,8 @@ def _changes(rows: Sequence[Row], keys: Sequence[str], data: ReportData) -> dict
 def _neutral(data: ReportData) -> list[Row]:
     """Disparities of neutral prompts by the run's judge."""
     rows = matching(data.disparities, judge_id=data.judge_id)
-    return [row for row in rows if row.get("kind", "neutral") == "neutral"]
+    neutral = [row for row in rows if row.get("kind", "neutral") == "neutral"]
+    return [row for row in neutral if row.get("target", "uniform") == "uniform"]
 
 
 def _scores(data: ReportData) -> list[Row]:

@@ -13,7 +13,7 @@ def sql_queries(data: ReportData) -> Sequence[tuple[str, str]]:
     headline = f"""SELECT axis, model_id, value, low, high, floor, n, unknown
 FROM disparities
 WHERE run_id = {run} AND judge_id = {judge} AND split = '{HELD_OUT}'
-  AND level = 'mean' AND measure = {_quoted(data.measure)}
+  AND level = 'mean' AND target = 'uniform' AND measure = {_quoted(data.measure)}
 ORDER BY axis, model_id;"""
     prompts = f"""SELECT p.text, g.axis, g."group",
        max(g.share) FILTER (g.model_id = {base}) AS before,

@@ -6,12 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from popalign_core.assessment.disparity import MEASURES, kl_divergence, l2_discrepancy, unbiased_squared_l2
+from popalign_core.assessment.disparity_rows import measure_disparities
 from popalign_core.assessment.uncertainty import (
     compare,
     estimate_mean,
     estimate_pooled,
     estimate_prompt,
-    measure_disparities,
     wilson_interval,
 )
 from popalign_core.attributes import AXES, axis_named

@@ -1,0 +1,52 @@
+"""Rows of the tables about disparities: every target, every level, and what changed image by image."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from popalign_core.assessment.disparity_rows import Counted, measure_disparities
+from popalign_core.assessment.permutation import Labels, prompt_changes
+from popalign_core.attributes import Axis
+from popalign_core.config import RunConfig
+from popalign_core.expansion import Prompt
+from popalign_core.target_shares import UNIFORM, Target, load_targets
+from tasks.run import BASE
+
+Row = dict[str, object]
+
+
+@dataclass(frozen=True)
+class DisparityTables:
+    """targets: those beside the uniform one. prompts: by id."""
+
+    config: RunConfig
+    targets: Sequence[Target]
+    prompts: Mapping[str, Prompt]
+
+    @classmethod
+    def of(cls, config: RunConfig, prompts: Mapping[str, Prompt]) -> "DisparityTables":
+        """Raises: TargetNotUsable."""
+        return cls(config, load_targets(config.assessment.targets), prompts)
+
+    def disparities(self, identity: Row, axis: Axis, counts: Counted) -> list[Row]:
+        """Of one model: to the uniform target, and to every other that says something of a prompt here."""
+        subjects = {prompt: self.prompts[prompt].subject for prompt in counts}
+        strata = {prompt: self.prompts[prompt].suite for prompt in counts}
+        settings: dict[str, Any] = {"seed": self.config.seed, "strata": strata}
+        settings["resamples"] = self.config.assessment.resamples
+        rows = measure_disparities(counts, axis, axis.uniform(), name=UNIFORM, **settings)
+        for target in self.targets:
+            if shares := target.shares(axis, subjects):
+                rows += measure_disparities(counts, axis, shares, name=target.name, **settings)
+        return [{**identity, **asdict(row)} for row in rows]
+
+    def target_rows(self, run_id: str) -> list[Row]:
+        """What the targets say."""
+        return [
+            {"run_id": run_id, "target": target.name, **asdict(row)} for target in self.targets for row in target.rows
+        ]
+
+    def changes(self, identity: Row, axis: Axis, before: Labels, after: Labels) -> list[Row]:
+        """Prompt by prompt, the two images of one noise as a pair."""
+        rows = prompt_changes(before, after, axis, seed=self.config.seed)
+        return [{**identity, "base_model_id": BASE, **asdict(row)} for row in rows]
