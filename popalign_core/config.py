@@ -139,11 +139,22 @@ class AssessmentConfig(StageConfig):
     """When a model is promoted."""
 
     min_reduction: Annotated[
-        Share, Field(title="Least reduction", description="Share by which every axis must fall.")
-    ] = 0.5
-    max_obedience_drop: Annotated[Share, Field(title="Most obedience lost")] = 0.02
-    max_score_drop: Annotated[Share, Field(title="Most CLIP score lost", description="Relative.")] = 0.02
-    max_unknown_rise: Annotated[Share, Field(title="Most unknowns gained")] = 0.05
+        Share,
+        Field(
+            title="Least reduction",
+            description="Share by which every axis must fall as measured; less than what is wanted, or chance holds "
+            "half of the models that reach it.",
+        ),
+    ] = 0.4
+    max_obedience_drop: Annotated[
+        Share, Field(title="Most obedience lost", description="Margin that the 95% interval must lie within.")
+    ] = 0.05
+    max_score_drop: Annotated[
+        Share, Field(title="Most CLIP score lost", description="Relative; a margin for the 95% interval.")
+    ] = 0.03
+    max_unknown_rise: Annotated[
+        Share, Field(title="Most unknowns gained", description="A margin for the 95% interval.")
+    ] = 0.05
     resamples: Annotated[int, Field(title="Bootstrap resamples", ge=200)] = 2000
     targets: Annotated[
         tuple[str, ...],

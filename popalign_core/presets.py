@@ -19,7 +19,7 @@ from popalign_core.errors import InvalidInput, UnknownName
 
 _EMOJI = RunConfig(
     sampling=SamplingConfig(scheduler="dpm++", steps=10, guidance_scale=3.0, batch_size=64, shard_size=256),
-    images=ImageCounts(train_neutral=12, train_specific=0, validation=24, evaluation=40, trained=4, obedience=2),
+    images=ImageCounts(train_neutral=12, train_specific=0, validation=24, evaluation=40, trained=4, obedience=4),
     populations=PopulationsConfig(
         winners="counterfactual", weighting="axis", overshoot=2, overshoot_axes=("perceived_gender",)
     ),

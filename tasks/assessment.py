@@ -13,7 +13,7 @@ from popalign_core.assessment.disparity import l2_discrepancy
 from popalign_core.assessment.obedience import Answers, compare_obedience, obedience
 from popalign_core.assessment.quality import clip_score, compare_scores, estimate_score, frechet_distance
 from popalign_core.assessment.resampling import Comparison, Estimate
-from popalign_core.assessment.uncertainty import compare, share_interval
+from popalign_core.assessment.uncertainty import compare, compare_unknown, share_interval
 from popalign_core.attributes import AXES, CROSSING, Axis, cross_axes
 from popalign_core.config import RunConfig
 from popalign_core.models.sdxl import pick_device
@@ -91,7 +91,7 @@ class _Assessment:
         self.rows["target_shares"] = self.tables.target_rows(run_id)
         self.held_out: dict[str, Comparison] = {}
         self.images = 0
-        self.unknown: dict[str, tuple[float, float]] = {}
+        self.unknown: dict[str, Comparison] = {}
         self.obeyed: dict[str, Comparison] = {}
         self.score: Comparison | None = None
 
@@ -158,10 +158,18 @@ class _Assessment:
             resamples=self.config.assessment.resamples,
         )
         self._add_comparison(split, axis.name, "l2", self.judge_id, change)
+        left_out = [np.array([counts[model][prompt][1] for prompt in prompts]) for model in (BASE, self.model_id)]
+        unknowns = [(missing, missing + table.sum(axis=1)) for missing, table in zip(left_out, tables, strict=True)]
+        rise = compare_unknown(
+            unknowns[0],
+            unknowns[1],
+            rng=self.rng("unknown", split, axis.name),
+            resamples=self.config.assessment.resamples,
+        )
+        self._add_comparison(split, axis.name, "unknown", self.judge_id, rise)
         if split == "eval" and CROSSING not in axis.name:
             self.held_out[axis.name] = change
-            shares = [u / (u + int(table.sum())) for u, table in zip(unknown, tables, strict=True)]
-            self.unknown[axis.name] = (shares[0], shares[1])
+            self.unknown[axis.name] = rise
 
     def _add_scores(self, split: str, measured: Mapping[str, Measured]) -> None:
         base, aligned = measured[BASE], measured[self.model_id]

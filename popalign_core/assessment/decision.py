@@ -11,9 +11,9 @@ NOT_MEASURED = float("nan")
 
 @dataclass(frozen=True)
 class Thresholds:
-    """min_reduction: share by which L2 must fall on every axis. Drops: of obedience in share, of the score relative.
+    """min_reduction: share by which L2 must fall on every axis. The others are margins of non-inferiority.
 
-    max_unknown_rise: of the share of images without a group.
+    max_obedience_drop: in share. max_score_drop: relative. max_unknown_rise: of the share of images without a group.
     """
 
     min_reduction: float
@@ -47,33 +47,30 @@ def decide(
     disparities: Mapping[str, Comparison],
     obedience: Mapping[str, Comparison],
     clip_score: Comparison | None,
-    unknown_shares: Mapping[str, tuple[float, float]],
+    unknown_shares: Mapping[str, Comparison],
     thresholds: Thresholds,
 ) -> Decision:
     """Promotes if every check passes; what was not measured does not pass.
 
     disparities: by axis, mean L2 of held-out neutral prompts. obedience: by axis, of held-out specific prompts.
-    clip_score: of held-out neutral prompts. unknown_shares: by axis, before and after.
+    clip_score: of held-out neutral prompts. unknown_shares: by axis, of the same images.
 
     A reduction (1 - after / before) must reach its threshold and the interval of the paired difference must lie below
-    0. A drop must not exceed its threshold; its interval is shown and does not decide, because a wide one would then
-    hold every model that was measured on few images.
+    0. A loss is judged by non-inferiority: the whole 95% interval of the paired change must lie within the margin, so
+    that too few images hold a model rather than let a loss pass that they could not have shown.
     """
     checks: list[Check] = []
     for axis, change in disparities.items():
         checks.append(_reduction(axis, change, thresholds.min_reduction))
         checks.append(_obedience_drop(axis, obedience.get(axis), thresholds.max_obedience_drop))
-        before, after = unknown_shares.get(axis, (NOT_MEASURED, NOT_MEASURED))
-        rise = after - before
-        limit = thresholds.max_unknown_rise
-        checks.append(Check(f"{axis}_unknown_rise", rise <= limit, rise, None, None, limit))
+        checks.append(_unknown_rise(axis, unknown_shares.get(axis), thresholds.max_unknown_rise))
     checks.append(_score_drop(clip_score, thresholds.max_score_drop))
     failed = [check for check in checks if not check.passed]
     if failed or not disparities:
         return Decision("hold", _reason_to_hold(failed), tuple(checks))
     reason = (
         f"The disparity fell by at least {thresholds.min_reduction:.0%} on every axis beyond its interval, "
-        "and neither obedience, the CLIP score nor the share of unknowns became worse by more than its margin."
+        "and intervals show that neither obedience, the CLIP score nor the share of unknowns lost more than its margin."
     )
     return Decision("promote", reason, tuple(checks))
 
@@ -91,15 +88,26 @@ def _obedience_drop(axis: str, change: Comparison | None, threshold: float) -> C
     if change is None:
         return Check(name, False, NOT_MEASURED, None, None, threshold)
     drop = change.difference
-    return Check(name, -drop.value <= threshold, -drop.value, -drop.high, -drop.low, threshold)
+    return _within_margin(name, -drop.value, -drop.high, -drop.low, threshold)
+
+
+def _unknown_rise(axis: str, change: Comparison | None, threshold: float) -> Check:
+    name = f"{axis}_unknown_rise"
+    if change is None:
+        return Check(name, False, NOT_MEASURED, None, None, threshold)
+    rise = change.difference
+    return _within_margin(name, rise.value, rise.low, rise.high, threshold)
 
 
 def _score_drop(change: Comparison | None, threshold: float) -> Check:
     if change is None:
         return Check("clip_score_drop", False, NOT_MEASURED, None, None, threshold)
     ratio = change.ratio
-    value = 1 - ratio.value
-    return Check("clip_score_drop", value <= threshold, value, 1 - ratio.high, 1 - ratio.low, threshold)
+    return _within_margin("clip_score_drop", 1 - ratio.value, 1 - ratio.high, 1 - ratio.low, threshold)
+
+
+def _within_margin(name: str, loss: float, low: float, high: float, margin: float) -> Check:
+    return Check(name, high <= margin, loss, low, high, margin)
 
 
 def _reason_to_hold(failed: list[Check]) -> str:
@@ -112,7 +120,13 @@ def _reason_to_hold(failed: list[Check]) -> str:
             parts.append(f"{name} was not measured")
         elif check.name.endswith("_reduction") and check.value >= check.threshold:
             parts.append(f"{name} is {check.value:.3f}, but its paired interval includes no change")
+        elif check.name.endswith("_reduction"):
+            parts.append(f"{name} is {check.value:.3f}, at least {check.threshold:g} is needed")
+        elif check.value > check.threshold:
+            parts.append(f"{name} is {check.value:.3f}, at most {check.threshold:g} is allowed")
         else:
-            bound = "at least" if check.name.endswith("_reduction") else "at most"
-            parts.append(f"{name} is {check.value:.3f}, {bound} {check.threshold:g} is needed")
+            parts.append(
+                f"{name} is {check.value:.3f}, but its interval reaches {check.high:.3f} and the margin is "
+                f"{check.threshold:g}"
+            )
     return "; ".join(parts) + "."

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import false_discovery_control, permutation_test  # pyright: ignore[reportMissingTypeStubs]
+from scipy import stats  # pyright: ignore[reportMissingTypeStubs]
 
 from popalign_core.assessment.disparity import l2_discrepancy
 from popalign_core.assessment.paired import holm, joint_counts
@@ -99,7 +99,7 @@ def _mean_p(sides: np.ndarray, rng: np.random.Generator, permutations: int) -> f
     def difference(before: np.ndarray, after: np.ndarray, axis: int) -> np.ndarray:
         return np.mean(after - before, axis=axis)
 
-    found = permutation_test(
+    found = stats.permutation_test(
         (sides[0], sides[1]),
         difference,
         permutation_type="samples",
@@ -115,5 +115,5 @@ def _false_discovery(p_values: Sequence[float]) -> list[float]:
     adjusted = np.array(p_values, dtype=float)
     known = ~np.isnan(adjusted)
     if known.any():
-        adjusted[known] = false_discovery_control(adjusted[known])
+        adjusted[known] = stats.false_discovery_control(adjusted[known])
     return adjusted.tolist()

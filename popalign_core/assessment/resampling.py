@@ -81,20 +81,17 @@ class Bootstrap:
     def compared_with(self, before: "Bootstrap") -> Comparison:
         """Before against this. Both need the same prompts in the same resamples."""
         n, unknown = before.n + self.n, before.unknown + self.unknown
-        paired = self.without is not None and before.without is not None
-        sides = (self.without, before.without) if paired else None
+        moved_by, times = None, None
+        if self.without is not None and before.without is not None:
+            moved_by = self.without - before.without
+            times = _divided(self.without.astype(float), before.without.astype(float))
         difference = Bootstrap(
-            self.value - before.value,
-            self.resampled - before.resampled,
-            n,
-            unknown,
-            without=None if sides is None else np.subtract(*sides),
+            self.value - before.value, self.resampled - before.resampled, n, unknown, without=moved_by
         )
         ratios = _divided(
             np.append(self.resampled, self.value).astype(float), np.append(before.resampled, before.value).astype(float)
         )
-        without = None if sides is None else _divided(*(np.asarray(side, dtype=float) for side in sides))
-        ratio = Bootstrap(float(ratios[-1]), ratios[:-1], n, unknown, without=without)
+        ratio = Bootstrap(float(ratios[-1]), ratios[:-1], n, unknown, without=times)
         return Comparison(before.estimate, self.estimate, difference.estimate, ratio.estimate)
 
 

@@ -14,6 +14,7 @@ from popalign_core.assessment.resampling import (
     Bootstrap,
     Comparison,
     Estimate,
+    estimate_ratio,
     moved,
     resample_images,
     resample_prompts,
@@ -91,8 +92,9 @@ def pool(counts: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray
         return counts.sum(axis=-2), target
     sizes = counts.sum(axis=-1, keepdims=True)
     total = sizes.sum(axis=-2)
-    weighted = (sizes * target).sum(axis=-2)
-    return counts.sum(axis=-2), np.divide(weighted, total, out=np.full(weighted.shape, np.nan), where=total > 0)
+    weighted: np.ndarray = (sizes * target).sum(axis=-2)
+    mean: np.ndarray = np.divide(weighted, total, out=np.full(weighted.shape, np.nan), where=total > 0)
+    return counts.sum(axis=-2), mean
 
 
 def estimate_prompt(
@@ -162,6 +164,19 @@ def compare(
         DrawnCounts(counts[both], resample_images(counts[both], picks, rng), left_out, target, target).mean(measure)
         for counts, left_out in zip((before, after), unknown, strict=True)
     ]
+    return sides[1].compared_with(sides[0])
+
+
+def compare_unknown(
+    before: tuple[np.ndarray, np.ndarray],
+    after: tuple[np.ndarray, np.ndarray],
+    *,
+    rng: np.random.Generator,
+    resamples: int = DEFAULT_RESAMPLES,
+) -> Comparison:
+    """The share of images without a group, paired by prompt: each side unknown and all images of prompts (prompts,)."""
+    picks = resample_prompts(len(before[0]), rng, resamples)
+    sides = [estimate_ratio(unknown, images, picks, limits=(0, 1)) for unknown, images in (before, after)]
     return sides[1].compared_with(sides[0])
 
 

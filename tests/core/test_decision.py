@@ -22,9 +22,9 @@ def change(before: float, after: float, half_width: float = 0.01) -> Comparison:
 
 GOOD = {
     "disparities": {GENDER: change(0.5, 0.2), TONE: change(0.6, 0.15)},
-    "obedience": {GENDER: change(0.95, 0.94), TONE: change(0.9, 0.92)},
+    "obedience": {GENDER: change(0.95, 0.945), TONE: change(0.9, 0.92)},
     "clip_score": change(30, 29.8),
-    "unknown_shares": {GENDER: (0.02, 0.05), TONE: (0.1, 0.05)},
+    "unknown_shares": {GENDER: change(0.02, 0.05), TONE: change(0.1, 0.05)},
 }
 
 
@@ -51,11 +51,14 @@ def test_promotes_where_all_holds():
         ({"disparities": GOOD["disparities"] | {TONE: change(0.6, 0.15, 0.5)}}, f"{TONE}_reduction"),
         ({"disparities": GOOD["disparities"] | {GENDER: change(0.2, 0.5)}}, f"{GENDER}_reduction"),
         ({"obedience": GOOD["obedience"] | {GENDER: change(0.95, 0.92)}}, f"{GENDER}_obedience_drop"),
-        ({"obedience": {GENDER: change(0.95, 0.94)}}, f"{TONE}_obedience_drop"),
+        ({"obedience": {GENDER: change(0.95, 0.945)}}, f"{TONE}_obedience_drop"),
+        ({"obedience": GOOD["obedience"] | {TONE: change(0.95, 0.95, 0.021)}}, f"{TONE}_obedience_drop"),
         ({"clip_score": change(30, 29.3)}, "clip_score_drop"),
+        ({"clip_score": change(30, 29.8, 0.5)}, "clip_score_drop"),
         ({"clip_score": None}, "clip_score_drop"),
-        ({"unknown_shares": GOOD["unknown_shares"] | {TONE: (0.1, 0.16)}}, f"{TONE}_unknown_rise"),
-        ({"unknown_shares": {TONE: (0.1, 0.05)}}, f"{GENDER}_unknown_rise"),
+        ({"unknown_shares": GOOD["unknown_shares"] | {TONE: change(0.1, 0.16)}}, f"{TONE}_unknown_rise"),
+        ({"unknown_shares": GOOD["unknown_shares"] | {TONE: change(0.1, 0.1, 0.06)}}, f"{TONE}_unknown_rise"),
+        ({"unknown_shares": {TONE: change(0.1, 0.05)}}, f"{GENDER}_unknown_rise"),
     ],
 )
 def test_one_failed_check_holds_and_is_named(changes, name):
@@ -68,6 +71,8 @@ def test_one_failed_check_holds_and_is_named(changes, name):
 def test_the_reason_tells_a_wide_interval_from_a_small_reduction():
     wide = decide(**(GOOD | {"disparities": {GENDER: change(0.5, 0.2, 0.4)}}), thresholds=THRESHOLDS)
     assert "includes no change" in wide.reason
+    held = decide(**(GOOD | {"clip_score": change(30, 29.8, 0.5)}), thresholds=THRESHOLDS)
+    assert "its interval reaches 0.023 and the margin is 0.02" in held.reason
     small = decide(**(GOOD | {"disparities": {GENDER: change(0.5, 0.4)}}), thresholds=THRESHOLDS)
     assert "is 0.200, at least 0.5 is needed" in small.reason
 

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from popalign_core.assessment.disparity import MEASURES, kl_divergence, l2_discrepancy, unbiased_squared_l2
 from popalign_core.assessment.disparity_rows import measure_disparities
+from popalign_core.assessment.null_band import null_bands
 from popalign_core.assessment.uncertainty import (
     compare,
     estimate_mean,
@@ -180,3 +181,31 @@ def test_wilson_interval_by_hand_and_refusal():
     assert wilson_interval(5, 10) == pytest.approx((0.236593, 0.763407), abs=1e-6)
     with pytest.raises(InvalidInput, match="not a share"):
         wilson_interval(11, 10)
+
+
+def test_a_target_of_each_prompt_leaves_out_the_others_and_strata_are_means():
+    counts = {"a": (np.array([9, 1]), 0), "b": (np.array([1, 9]), 1), "c": (np.array([5, 5]), 0)}
+    targets = {"a": np.array([0.9, 0.1]), "b": np.array([0.1, 0.9])}
+    found = {
+        (row.level, row.stratum): row
+        for row in measure_disparities(counts, GENDER, targets, seed=0, name="labour", resamples=200)
+        if row.measure == "l2"
+    }
+    assert found["mean", None].value == pytest.approx(0)
+    assert found["pooled", None].value == pytest.approx(0)
+    assert (found["mean", None].n, found["mean", None].unknown, found["mean", None].target) == (20, 1, "labour")
+    strata = {"a": "x", "b": "x", "c": "y"}
+    rows = measure_disparities(counts, GENDER, GENDER.uniform(), seed=0, strata=strata, resamples=200)
+    values = {row.stratum: row.value for row in rows if (row.level, row.measure) == ("stratum", "l2")}
+    assert values == {"x": pytest.approx(0.4 * np.sqrt(2)), "y": 0}
+
+
+def test_the_null_band_is_what_even_populations_show():
+    even = rng(1).multinomial(40, TONE.uniform(), size=(400, 15))
+    band = null_bands(np.full(15, 40), TONE.uniform())["l2"]
+    values = l2_discrepancy(even, TONE.uniform()).mean(axis=1)
+    inside = ((values >= band[0]) & (values <= band[1])).mean()
+    assert 0.92 <= inside <= 0.98  # 2.7 standard errors either way
+    one = null_bands(np.array([40]), TONE.uniform(), pooled=True)["l2"]
+    assert one[0] < band[0] < band[1] < one[1]
+    assert np.isnan(null_bands(np.array([0]), TONE.uniform())["l2"]).all()
