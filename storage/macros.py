@@ -66,7 +66,8 @@ ORDER BY d.axis, d.value DESC, d.prompt_id""",
     ),
     "cells": Macro(
         "run, model",
-        "intersectional cells: perceived groups of all axes at once, zeros included, over neutral prompts",
+        "intersectional cells: perceived groups of all axes at once, zeros included, over neutral prompts; "
+        "intervals are Wilson's, those of small cells in group_shares are exact",
         """WITH RECURSIVE vocabulary AS (
     SELECT axis, "group", dense_rank() OVER (ORDER BY axis) AS position
     FROM (SELECT axis, "group" FROM group_shares WHERE run_id = run

@@ -3,5 +3,5 @@
 BESIDE_A_PLAIN_RUN = {
     *("studies", "votes", "audits", "audit_samples", "confusion_matrices", "corrected_shares"),
     *("sampler_comparisons", "sampler_differences", "benchmarks", "latents", "seeds", "seed_summaries"),
-    *("detections", "region_attributes"),
+    *("detections", "region_attributes", "target_shares"),
 }
