@@ -209,6 +209,30 @@ class RunConfig(StageConfig):
             )
         return self
 
+    @model_validator(mode="after")
+    def _one_way_of_computing(self) -> "RunConfig":
+        approximate, acceleration = self.sampling.approximate, self.acceleration
+        compiled = {"acceleration.compile=full"} if acceleration.compile == "full" else set[str]()
+        graphs = {"acceleration.cuda_graphs=true"} if acceleration.cuda_graphs else set[str]()
+        fused = {"acceleration.fused_projections=true"} if acceleration.fused_projections else set[str]()
+        if approximate.cache_every > 1 and (found := compiled | graphs):
+            raise ValueError(
+                f"sampling.approximate.cache_every leaves parts of the UNet out of some steps, and {_listed(found)} "
+                "would go on repeating the first step's: turn one of them off"
+            )
+        if acceleration.compile == "regional":
+            compiled = {"acceleration.compile=regional"}
+        if approximate.fp8_weights and (found := compiled | graphs | fused):
+            raise ValueError(
+                "sampling.approximate.fp8_weights widens each layer's weights as it is called, which "
+                f"{_listed(found)} would fix at the first call: turn one of them off"
+            )
+        return self
+
+
+def _listed(settings: set[str]) -> str:
+    return " and ".join(sorted(settings))
+
 
 def with_settings(config: RunConfig, settings: dict[str, str]) -> RunConfig:
     """A copy with dotted keys replaced ("sampling.steps" -> "20"), everything checked again. Raises: InvalidInput."""

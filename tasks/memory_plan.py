@@ -61,10 +61,10 @@ def stage_footprint(config: RunConfig, stage: Stage, *, batch: int = 0, processe
         model,
         side=sampling.image_size,
         batch=count,
-        decoded=min(count, _vae_batch(config) or count),
+        decoded=min(count, config.acceleration.vae_batch or count),
         dtype=sampling.dtype,
-        passes=passes_per_image(sampling.steps, sampling.guidance_scale),
-        guided=sampling.guidance_scale > 1,
+        passes=passes_per_image(sampling.drawn_steps, sampling.drawn_guidance),
+        guided=sampling.drawn_guidance > 1,
     )
 
 
@@ -74,21 +74,17 @@ def training_shape(config: RunConfig, processes: int = 1) -> TrainingShape:
     share = ceil(alignment.pairs_per_step / processes)
     return TrainingShape(
         side=config.sampling.image_size,
-        pairs=min(share, getattr(alignment, "micro_batch", 0) or share),
+        pairs=min(share, alignment.micro_batch or share),
         dtype=config.sampling.dtype,
         lora_rank=alignment.lora_rank,
         trainable=alignment.trainable,
         checkpointing=alignment.gradient_checkpointing,
         images_each=3 if alignment.preserve_weight else 2,
-        mixed=getattr(alignment, "mixed_precision", False),
+        mixed=alignment.mixed_precision,
         averaged=alignment.ema_decay is not None,
         further=alignment.redraw and alignment.rounds > 1,
-        eight_bit=getattr(alignment, "optimizer", "adamw") == "adamw_8bit",
+        eight_bit=alignment.optimizer == "adamw_8bit",
     )
-
-
-def _vae_batch(config: RunConfig) -> int:
-    return int(getattr(getattr(config, "acceleration", None), "vae_batch", 0))
 
 
 def memory_rows(config: RunConfig) -> tuple[list[MemoryRow], list[str]]:

@@ -23,7 +23,7 @@ from tasks.rates import (
     training_rate,
 )
 from tasks.remaining import Left, LeftSet, left_of_run, whole_run
-from tasks.sizes import Size, checkpoint_bytes, image_size, model_size
+from tasks.sizes import Size, checkpoint_bytes, image_size, latents_size, model_size
 
 
 @dataclass(frozen=True)
@@ -178,6 +178,9 @@ def _disk_rows(config: RunConfig, left: Left, records: Sequence[Record]) -> Iter
         # The bytes of images stand beside their sampling; this row says how large one is taken to be.
         yield PlanRow("disk", "images, counted above", image_size(records, config).source)
         size = table_bytes(config.model)
+        if config.sampling.keep_latents:
+            latents = latents_size(config)
+            yield PlanRow("disk", "latents", latents.source, bytes=images * latents.bytes)
         yield PlanRow("disk", "tables", f"stated default: {size:,} B an image", bytes=images * size)
     if left.trainings:
         size = model_size(config)

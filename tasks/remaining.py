@@ -59,7 +59,7 @@ def left_of_run(mine: Record, work: Workload, records: Sequence[Record], config:
     }
 
     def left_of(wanted: ImageSet) -> LeftSet:
-        named = replace(wanted, model_id=kept[0]) if wanted.model_id == KEPT and kept else wanted
+        named = replace(wanted, model_id=_known(wanted.model_id, kept))
         ref = planned.get(f"round-{_round(wanted)}") if wanted.at_most else None
         if ref is not None:
             named = replace(named, images=len(read_artifact(ref, "counterfactuals")), at_most=False)
@@ -67,15 +67,22 @@ def left_of_run(mine: Record, work: Workload, records: Sequence[Record], config:
 
     # Once validation has chosen, no round follows, however many were asked for.
     sets = [left_of(wanted) for wanted in work.image_sets if wanted.role == "judge" or not kept]
-    trainings = () if kept else _trainings_left(place, run_id, work)
+    seeds = [training for training in work.trainings if training.model_id.startswith(KEPT)]
+    named = [replace(training, model_id=_known(training.model_id, kept)) for training in seeds]
+    trainings = _trainings_left(place, run_id, named if kept else work.trainings)
     total = sum(len(shard_sizes(wanted.images, config.sampling.shard_size)) for wanted in work.image_sets)
     done = sum(table == "samples" for table, _ in committed)
     notes = (f"Run {run_id} goes on: {done} of at most {total} shards of images are committed and not counted.",)
     return Left(not committed_keys(place, run_id, "prompts"), tuple(sets), trainings, True, notes)
 
 
-def _trainings_left(place: Workspace, run_id: str, work: Workload) -> tuple[Training, ...]:
-    refs = {training: ArtifactRef(str(place.root), run_id, "models", training.model_id) for training in work.trainings}
+def _known(model_id: str, kept: Sequence[str]) -> str:
+    """The name of the kept model, or of one trained again with another seed, once validation has chosen."""
+    return model_id.replace(KEPT, kept[0], 1) if kept else model_id
+
+
+def _trainings_left(place: Workspace, run_id: str, trainings: Sequence[Training]) -> tuple[Training, ...]:
+    refs = {training: ArtifactRef(str(place.root), run_id, "models", training.model_id) for training in trainings}
     return tuple(training for training, ref in refs.items() if not is_committed(ref))
 
 

@@ -8,8 +8,10 @@ from pathlib import Path
 from safetensors import safe_open
 
 from popalign_core.config import RunConfig
+from popalign_core.models.architecture import architecture_of
 from popalign_core.models.checkpoints import check_pipeline_folder, resolve_source
 from popalign_core.models.families import SDXL
+from popalign_core.models.sdxl import DTYPES
 from popalign_core.stated_costs import (
     IMAGE_BYTES_PER_PIXEL,
     SDXL_CONDITIONING_PARAMETERS,
@@ -72,6 +74,13 @@ def image_size(records: Sequence[Record], config: RunConfig) -> Size:
     side = config.sampling.image_size or native_side(config.model)
     size = IMAGE_BYTES_PER_PIXEL * side**2
     return Size(size, f"stated default: {size:,.0f} B an image of {side} x {side}")
+
+
+def latents_size(config: RunConfig) -> Size:
+    """Of the latents of one image, where they are kept: noise hardly compresses."""
+    model, sampling = architecture_of(config.model), config.sampling
+    size = model.latent_elements(sampling.image_size) * DTYPES[sampling.dtype].itemsize
+    return Size(size, f"by calculation: {size:,} B an image, {model.source}")
 
 
 def model_size(config: RunConfig) -> ModelSize:

@@ -37,6 +37,11 @@ class Architecture:
         """Pixels a side that the UNet was trained at."""
         return int(json.loads(self.unet)["sample_size"]) * self.pixels_per_latent
 
+    def latent_elements(self, side: int) -> int:
+        """Of the latents of one image. side: its pixels, 0 = the model's own."""
+        across = (side or self.native_side) // self.pixels_per_latent
+        return int(json.loads(self.vae)["latent_channels"]) * across**2
+
 
 @lru_cache(maxsize=8)
 def architecture_of(model: str) -> Architecture:

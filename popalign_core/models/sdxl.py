@@ -256,7 +256,7 @@ def load_pipeline(
     if source.lora is not None:
         _load_lora(pipeline, source.lora)
     if vae_dtype == "model" and dtype == "float16" and pipeline.vae.config.force_upcast:
-        pipeline.vae.to(torch.float32)  # as diffusers does for each decoding
+        torch.nn.Module.to(pipeline.vae, torch.float32)  # as diffusers does for each decoding
     # The text encoders stay in main memory: see PromptEncoder.
     for part in (getattr(pipeline, family.denoiser), pipeline.vae):
         part.to(device, memory_format=torch.channels_last)

@@ -59,7 +59,7 @@ def make_policy(
         network.enable_gradient_checkpointing()
     if lora_rank == 0:
         # Master weights in float32: at these learning rates an update is lost in bfloat16.
-        network.to(torch.float32)
+        torch.nn.Module.to(network, torch.float32)  # diffusers' own warns that nothing must stay in float32: all does
         conditioning = model.family.conditioning
         policy = FullPolicy(denoiser, trainable, conditioning, mixed_precision=passes.mixed_precision)
     elif earlier_lora is not None:

@@ -59,6 +59,24 @@ def test_what_cannot_be_is_refused(settings: dict[str, str], message: str) -> No
         with_settings(preset("emoji"), {f"sampling.approximate.{name}": value for name, value in settings.items()})
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"sampling.approximate.cache_every": "2", "acceleration.compile": "full"},
+        {"sampling.approximate.cache_every": "2", "acceleration.cuda_graphs": "true"},
+        {"sampling.approximate.fp8_weights": "true", "acceleration.compile": "regional"},
+        {"sampling.approximate.fp8_weights": "true", "acceleration.compile": "full"},
+        {"sampling.approximate.fp8_weights": "true", "acceleration.cuda_graphs": "true"},
+        {"sampling.approximate.fp8_weights": "true", "acceleration.fused_projections": "true"},
+    ],
+)
+def test_what_would_undo_an_approximation_is_refused_with_it(settings: dict[str, str]) -> None:
+    (approximate, _), (acceleration, value) = settings.items()
+    with pytest.raises(InvalidInput, match=f"{approximate} .*{acceleration}={value} .*turn one of them off"):
+        with_settings(preset("sdxl"), settings | {"alignment.lora_rank": "0"})
+    with_settings(preset("sdxl"), {"sampling.approximate.cache_every": "2", "acceleration.compile": "regional"})
+
+
 def test_the_cache_computes_the_inner_part_each_so_many_steps_and_leaves_the_model_as_it_was(model: SdxlModel) -> None:
     unet, calls = model.pipeline.unet, {"inner": 0, "outer": 0}
     hooks = [

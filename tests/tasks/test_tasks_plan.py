@@ -289,6 +289,33 @@ def test_after_validation_has_chosen_no_round_is_left_and_the_kept_model_is_know
     assert done.notes[0] == "Run night-1 has its decision: nothing is left."
 
 
+def test_seeds_that_are_not_trained_yet_are_left_after_validation_has_chosen(made_up):
+    config = changed(alignment__seeds=3)
+    made_up.start("night-1", config)
+    validation = {"model_id": "round-1", "round": 1, "axis": "a", "disparity": 0.0, "floor": 0.0, "selected": True}
+    made_up.commit("night-1", "validations", "all", {"validations": [validation]})
+    made_up.train("night-1", "round-1-seed-1")
+    left = planned_work(config, str(made_up.place.root), "night-1")
+    assert [row.work for row in left.rows if row.stage == "alignment"] == ["1 round, 5 steps of 4 pairs"]
+    kept = next(wanted for wanted in workload(config).image_sets if wanted.model_id == f"{KEPT}-seed-1")
+    seconds: list[float] = []
+    for number, images in enumerate((20, 10)):
+        made_up.draw("night-1", ImageSet("round-1-seed-1", kept.purpose, kept.images, "judge"), number, images)
+        seconds.append(seconds_of(planned_work(config, str(made_up.place.root), "night-1"), "sampling"))
+    assert seconds[0] - seconds[1] == pytest.approx(16 * PLACE_SECONDS)
+
+
+def test_latents_that_are_kept_take_disk(made_up):
+    def of(config: RunConfig) -> list[float]:
+        return [row.bytes for row in planned_work(config, str(made_up.place.root)).rows if row.work == "latents"]
+
+    assert of(CONFIG) == []
+    images = workload(CONFIG).images
+    half = changed(sampling__keep_latents="true", sampling__dtype="bfloat16")
+    assert of(half) == [images * 2 * 8 * 16 * 16]  # 8 channels of 16 x 16
+    assert of(changed(sampling__keep_latents="true")) == [2 * size for size in of(half)]
+
+
 def test_a_run_of_another_configuration_is_refused_and_one_that_lost_files(made_up):
     made_up.start("night-1", CONFIG)
     made_up.draw("night-1", workload(CONFIG).image_sets[0], 0, 16)
