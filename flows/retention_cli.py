@@ -19,6 +19,10 @@ def plan(
     preset: Annotated[str, typer.Argument(help="emoji, sdxl or sdxl-paper; not needed with --run-id.")] = "",
     settings: Annotated[list[str] | None, typer.Option("--set", help="stage.field=value, as often as needed.")] = None,
     run_id: Annotated[str, typer.Option(help="A run of the workspace: counts only what it has left.")] = "",
+    detect: Annotated[
+        float,
+        typer.Option(min=0, help="Fall of the mean disparity (L2): how many images show it; 0 = not asked."),
+    ] = 0.0,
     workspace: WorkspaceOption = Path("workspace"),
 ) -> None:
     """Shows what a run would draw and train, how long, on how much disk and in how much memory, without doing it."""
@@ -38,6 +42,8 @@ def plan(
     for row in rows:
         memory.add_row(*map(escape, (row.stage, row.setting, row.needed, row.parts)))
     console.print(memory)
+    if detect:
+        notes += _print_detection(config, str(workspace), detect)
     for note in (*found.notes, *notes):
         console.print(escape(note), highlight=False)
     console.print(f"{found.free_bytes / 1e9:,.1f} GB are free in {escape(str(workspace.absolute()))}", highlight=False)
@@ -77,6 +83,17 @@ def gc(
     for problem in found.problems:
         console.print(escape(problem), highlight=False)
     console.print(escape(found.conclusion), highlight=False)
+
+
+def _print_detection(config: "RunConfig", workspace: str, change: float) -> list[str]:
+    from tasks.power_plan import HEADINGS, planned_detection
+
+    table = Table(*HEADINGS, title=f"Whether a fall of the mean held-out disparity (L2) by {change:g} would be shown")
+    rows, notes = planned_detection(config, workspace, change)
+    for row in rows:
+        table.add_row(*map(escape, row))
+    console.print(table)
+    return notes
 
 
 def _planned_config(preset: str, settings: list[str], run_id: str, workspace: Path) -> "RunConfig":

@@ -85,7 +85,7 @@ def planned_work(config: RunConfig, workspace: str = "", run_id: str = "") -> Ru
     Raises: InvalidInput if that run was started with another configuration, or a prompt set is not usable;
     RemovedArtifact if it cannot go on.
     """
-    place = _existing(workspace)
+    place = existing_workspace(workspace)
     records = read_records(place)
     work = workload(config)
     mine = next((record for record in records if record.run_id == run_id), None)
@@ -103,7 +103,7 @@ def planned_work(config: RunConfig, workspace: str = "", run_id: str = "") -> Ru
     return RunPlan(rows, tuple(notes), _free_bytes(place.root))
 
 
-def _existing(workspace: str) -> Workspace:
+def existing_workspace(workspace: str) -> Workspace:
     """Opens a workspace without making one: a plan leaves nothing behind."""
     chosen = Path(workspace or os.environ.get(WORKSPACE_VARIABLE) or "workspace").absolute()
     return Workspace.open(chosen) if (chosen / MARKER).is_file() else Workspace(chosen)
