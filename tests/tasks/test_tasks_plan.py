@@ -8,6 +8,8 @@ from math import ceil
 import pytest
 from diffusers import UNet2DConditionModel
 
+from popalign_core.assessment.power import Detection
+from popalign_core.attributes import AXES
 from popalign_core.config import RunConfig, with_settings
 from popalign_core.errors import InvalidInput
 from popalign_core.models.checkpoints import EMBEDDED
@@ -23,6 +25,7 @@ from storage.removal import remove
 from storage.retention import Choice
 from storage.tables import write_rows
 from tasks.plan import RunPlan, planned_work
+from tasks.power_plan import planned_detection
 from tasks.sizes import checkpoint_bytes, model_size
 
 SETTINGS = {
@@ -303,6 +306,34 @@ def test_seeds_that_are_not_trained_yet_are_left_after_validation_has_chosen(mad
         made_up.draw("night-1", ImageSet("round-1-seed-1", kept.purpose, kept.images, "judge"), number, images)
         seconds.append(seconds_of(planned_work(config, str(made_up.place.root), "night-1"), "sampling"))
     assert seconds[0] - seconds[1] == pytest.approx(16 * PLACE_SECONDS)
+
+
+def test_what_can_be_detected_is_asked_of_the_shares_that_a_run_measured(made_up, monkeypatch):
+    asked = []
+
+    def detection(shares, target, change, images, **_):
+        asked.append((shares.tolist(), target.tolist(), change, images))
+        return Detection(len(shares), images, 0.5, change, 0.79, None)
+
+    monkeypatch.setattr("tasks.power_plan.detection", detection)
+    root = str(made_up.place.root)
+    rows, notes = planned_detection(CONFIG, root, 0.05)
+    assert rows == [("gender", "2", "0.500", "15", "79%, too few", "more prompts (over 4,096 images)")]
+    assert "stated default" in notes[0]
+    made_up.start("night-1", CONFIG)
+    row = {"model_id": "base", "judge_id": "j", "split": "eval", "axis": "perceived_gender", "low": 0.0, "high": 1.0}
+    counted = {"x": (9, 0), "y": (4, 5), None: (13, 5)}
+    shares = [
+        row | {"prompt_id": prompt, "group": group, "count": count, "n": sum(counts), "share": 0.0}
+        for prompt, counts in counted.items()
+        for group, count in zip(AXES["perceived_gender"].groups, counts, strict=True)
+    ]
+    shares += [own | {"model_id": "round-1", "count": 1} for own in shares]
+    made_up.commit("night-1", "disparities", "round-1", {"disparities": [], "group_shares": shares})
+    assert "as run night-1 measured them" in planned_detection(CONFIG, root, 0.05)[1][0]
+    stated, measured = asked
+    assert stated[0] == [pytest.approx([0.8, 0.2]), pytest.approx([0.2, 0.8])]
+    assert measured == ([[0.95, pytest.approx(0.05)], [0.45, 0.55]], [0.5, 0.5], 0.05, 15)
 
 
 def test_latents_that_are_kept_take_disk(made_up):
