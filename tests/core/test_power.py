@@ -22,14 +22,16 @@ def test_the_power_is_that_of_a_paired_t_test() -> None:
     assert found.power == pytest.approx(exact, abs=0.09)  # 3 standard errors
 
 
-def test_the_needed_images_are_the_fewest_that_reach_the_power() -> None:
+def test_the_needed_images_are_the_fewest_that_reach_the_power(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("popalign_core.assessment.power.SIMULATIONS", 40)
     needed = detection(LEANING, TARGET, 0.1, 40, seed=1).needed
     assert needed is not None
     assert detection(LEANING, TARGET, 0.1, needed, seed=1).power >= POWER
     assert detection(LEANING, TARGET, 0.1, int(0.9 * needed), seed=1).power < POWER
 
 
-def test_prompts_that_move_unlike_are_not_helped_by_images() -> None:
+def test_prompts_that_move_unlike_are_not_helped_by_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("popalign_core.assessment.power.SIMULATIONS", 40)
     unlike = np.array([[1.0, 0.0], [0.52, 0.48]])
     assert detection(unlike, TARGET, 0.1, 40, seed=1).needed is None
 
