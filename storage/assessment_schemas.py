@@ -143,6 +143,23 @@ ASSESSMENT_TABLES: dict[str, TableSpec] = {
             ("unknown", I32, "images without a group"),
         ],
     ),
+    "group_diversities": (
+        "one row a model, axis and group of held-out or trained prompts: how unlike the group's images are",
+        [
+            RUN,
+            MODEL,
+            JUDGE,
+            SPLIT,
+            AXIS,
+            ("group", STR, "group of the axis, as perceived by the judge"),
+            ("features_id", STR, "classifier whose features are compared, with the digest of its weights"),
+            ("value?", F64, "Vendi score, mean over subsets: effective number of unlike images; null below 2 images"),
+            ("low?", F64, "2.5% of the subsets' scores: how steady, not how certain"),
+            ("high?", F64, "97.5% of them"),
+            N,
+            ("size", I32, "images of a subset, the same for both models"),
+        ],
+    ),
     "seed_summaries": (
         "one row an axis: the values of `seeds` together",
         [

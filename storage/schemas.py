@@ -211,6 +211,7 @@ FOLDER = {
     "status_counts": "disparities",
     "target_shares": "disparities",
     "prompt_changes": "disparities",
+    "group_diversities": "disparities",
     "confusion_matrices": "corrected_shares",
 }
 # Raised with every change of a table's columns. A column that is added must be nullable, or older files are refused.

@@ -10,6 +10,7 @@ from prefect.cache_policies import NO_CACHE
 
 from popalign_core.assessment.decision import Thresholds, decide
 from popalign_core.assessment.disparity import l2_discrepancy
+from popalign_core.assessment.diversity import GroupDiversity, group_diversity
 from popalign_core.assessment.obedience import Answers, compare_obedience, obedience
 from popalign_core.assessment.quality import clip_score, compare_scores, estimate_score, frechet_distance
 from popalign_core.assessment.resampling import Comparison, Estimate
@@ -32,7 +33,7 @@ from tasks.stored_shard import StoredShard
 
 BUILDER_ROLE, JUDGE_ROLE = "builder", "judge"
 SPLITS = {"evaluation": "eval", "trained": "train"}
-TABLES = "disparities group_shares scores comparisons agreements status_counts prompt_changes".split()
+TABLES = "disparities group_shares scores comparisons agreements status_counts prompt_changes group_diversities".split()
 Row = dict[str, object]
 
 
@@ -43,9 +44,13 @@ def classifier_name(role: str, config: RunConfig) -> str:
 
 @dataclass(frozen=True)
 class Measured:
-    """What is known of one model on one purpose. cells by prompt; per image features of the builder's model."""
+    """What is known of one model on one purpose: cells by prompt, and of each image in the order of the features.
+
+    features: the builder's, (images, dims).
+    """
 
     cells: Mapping[str, list[tuple[str | None, ...]]]
+    images: list[tuple[str | None, ...]]
     features: np.ndarray
     prompt_ids: list[str]
 
@@ -115,6 +120,7 @@ class _Assessment:
             identity["split"] = split
             self.rows["prompt_changes"] += self.tables.changes(identity, axis, labels[BASE], labels[self.model_id])
         self._add_scores(split, measured)
+        self._add_diversities(split, measured)
         for model in models:
             self._add_agreement(model, purpose, split)
 
@@ -203,6 +209,14 @@ class _Assessment:
         if split == "eval":
             self.score = change
 
+    def _add_diversities(self, split: str, measured: Mapping[str, Measured]) -> None:
+        features = {model: m.features for model, m in measured.items()}
+        for position, axis in enumerate(self.axes):
+            labels = {model: [cell[position] for cell in m.images] for model, m in measured.items()}
+            identity: Row = {"run_id": self.run_id, "judge_id": self.judge_id, "split": split, "axis": axis.name}
+            for row in group_diversity(features, labels, axis, seed=self.config.seed):
+                self.rows["group_diversities"].append({**identity, "features_id": self.builder_id, **_known(row)})
+
     def _frechet_row(self, split: str, base: Measured, aligned: Measured) -> Row:
         distance = frechet_distance(base.features, aligned.features)
         nothing = float("nan")
@@ -253,7 +267,7 @@ class _Assessment:
         cells = {prompt_id: [sample.cell for sample in own] for prompt_id, own in by_prompt(samples).items()}
         prompt_ids = [sample.prompt_id for sample in samples]
         vectors = self._features(model, purpose) if features else np.zeros((0, 0))
-        return Measured(cells, vectors, prompt_ids)
+        return Measured(cells, [sample.cell for sample in samples], vectors, prompt_ids)
 
     def _features(self, model: str, purpose: str) -> np.ndarray:
         shards = plan_shards(self.workspace, self.run_id, self.config, model, purpose)
@@ -293,3 +307,7 @@ class _Assessment:
         for name, estimate in (("difference", change.difference), ("ratio", change.ratio)):
             row |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
         self.rows["comparisons"].append(row)
+
+
+def _known(row: GroupDiversity) -> Row:
+    return {name: None if value != value else value for name, value in asdict(row).items()}

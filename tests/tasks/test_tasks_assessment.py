@@ -60,6 +60,17 @@ def test_from_one_group_alone_to_even(written_run) -> None:
         row = only(read_artifact(ref, "agreements"), model_id=model, measure="cohen_kappa")
         assert row["value"] == pytest.approx(kappa, nan_ok=True)
         assert row["n"] == 16
+    diversities = read_artifact(ref, "group_diversities")
+    assert {(row["model_id"], row["group"]): row["n"] for row in diversities if row["split"] == "eval"} == {
+        (BASE, "man"): 16,
+        (BASE, "woman"): 0,
+        (MODEL, "man"): 8,
+        (MODEL, "woman"): 8,
+    }
+    assert {(row["group"], row["size"], row["value"] is None) for row in diversities} == {
+        ("man", 6, False),
+        ("woman", 0, True),
+    }
     statuses = [row for row in read_artifact(ref, "status_counts") if row["model_id"] == BASE]
     assert {row["count"] for row in statuses if row["status"] == "ok"} == {16}
 
