@@ -104,7 +104,7 @@ def test_disturbed_in_every_stage_it_ends_with_the_same_artifacts(stack: Stack, 
         time.sleep(5)
     # Classification and training are quick: their processes end themselves, until there are other workers.
     stack.new_gpu_workers(POPALIGN_KILL_AT="before_manifest:attributes")
-    wait_for("a crash of classification", lambda: crashed(stack, f"classification {RUN} base validation"), 600)
+    wait_for("a crash of classification", lambda: crashed(stack, f"classification {RUN} base"), 600)
     stack.new_gpu_workers()
     # The server is gone for a while, in the middle of a stage.
     wait_for("counterfactuals", lambda: committed(root, "counterfactuals/*/manifest.json"))
