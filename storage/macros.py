@@ -68,6 +68,7 @@ ORDER BY d.axis, d.value DESC, d.prompt_id""",
         "run, model",
         "intersectional cells: perceived groups of all axes at once, zeros included, over neutral prompts; "
         "intervals are Wilson's, those of small cells in group_shares are exact",
+        # Axes are put in order in the few distinct cells, not in every image; so with prompts below.
         """WITH RECURSIVE vocabulary AS (
     SELECT axis, "group", dense_rank() OVER (ORDER BY axis) AS position
     FROM (SELECT axis, "group" FROM group_shares WHERE run_id = run
@@ -77,16 +78,21 @@ ORDER BY d.axis, d.value DESC, d.prompt_id""",
     UNION ALL
     SELECT filled + 1, list_append(cell, v."group") FROM grid JOIN vocabulary AS v ON v.position = filled + 1
 ), seen AS (
-    SELECT a.classifier_id, p.split, a.sample_id, list(a.label ORDER BY a.axis) AS cell,
-           bool_and(a.status = 'ok') AS counted
-    FROM attributes AS a JOIN prompts AS p USING (run_id, prompt_id)
-    WHERE a.run_id = run AND a.model_id = model AND p.kind = 'neutral'
-    GROUP BY a.classifier_id, p.split, a.sample_id
-), totals AS (
-    SELECT classifier_id, split, count(*) FILTER (counted) AS n, count(*) FILTER (NOT counted) AS unknown
+    SELECT classifier_id, prompt_id, sample_id, string_agg(axis || chr(31) || label, chr(30)) AS perceived,
+           bool_and(status = 'ok') AS counted
+    FROM attributes WHERE run_id = run AND model_id = model GROUP BY ALL
+), unsorted AS (
+    SELECT classifier_id, prompt_id, CASE WHEN counted THEN perceived END AS perceived, count(*) AS images
     FROM seen GROUP BY ALL
 ), counts AS (
-    SELECT classifier_id, split, cell, count(*) AS count FROM seen WHERE counted GROUP BY ALL
+    SELECT u.classifier_id, p.split, CAST(sum(u.images) AS BIGINT) AS count,
+           [string_split(part, chr(31))[2] FOR part IN list_sort(string_split(u.perceived, chr(30)))] AS cell
+    FROM unsorted AS u JOIN prompts AS p ON p.run_id = run AND p.prompt_id = u.prompt_id AND p.kind = 'neutral'
+    GROUP BY ALL
+), totals AS (
+    SELECT classifier_id, split, CAST(coalesce(sum(count) FILTER (cell IS NOT NULL), 0) AS BIGINT) AS n,
+           CAST(coalesce(sum(count) FILTER (cell IS NULL), 0) AS BIGINT) AS unknown
+    FROM counts GROUP BY ALL
 )
 SELECT t.split, array_to_string(g.cell, ' x ') AS cell, coalesce(c.count, 0) AS count, t.n,
        coalesce(c.count, 0) / nullif(t.n, 0) AS share, wilson_low(coalesce(c.count, 0), t.n) AS low,
@@ -123,42 +129,56 @@ ORDER BY hours DESC""",
         "run, model, prompt, wanted_axis, wanted_group := NULL, said_by := NULL",
         "the images behind a share: prompt is a prompt's id, text or subject; no group: all, unknown ones included; "
         "no classifier named: by the judge of the run's figures, or by all before they are made",
-        # One image may be drawn for two purposes, and then lies in two shards.
-        """SELECT a.sample_id, a.label, a.confidence, a.status, a.classifier_id, s.seed, i.image
-FROM attributes AS a
-JOIN prompts AS p USING (run_id, prompt_id)
-JOIN (SELECT DISTINCT run_id, model_id, sample_id, sample_index, seed FROM samples WHERE run_id = run) AS s
-  USING (run_id, model_id, sample_id)
-LEFT JOIN (SELECT run_id, sample_id, any_value(image) AS image FROM images WHERE run_id = run GROUP BY ALL) AS i
-  USING (run_id, sample_id)
-WHERE a.run_id = run AND a.model_id = model AND a.axis = wanted_axis AND prompt IN (p.prompt_id, p.text, p.subject)
-  AND (wanted_group IS NULL OR (a.status = 'ok' AND a.label = wanted_group))
-  AND a.classifier_id = coalesce(
-    said_by, (SELECT any_value(judge_id) FROM disparities WHERE run_id = run), a.classifier_id)
-ORDER BY a.classifier_id, s.sample_index""",
+        # One image may be drawn for two purposes, and then lies in two shards. From the least to the greatest id: other
+        # images' bytes are then skipped, row group by row group.
+        """WITH chosen AS (
+    SELECT sample_id, label, confidence, status, classifier_id
+    FROM attributes
+    WHERE run_id = run AND model_id = model AND axis = wanted_axis AND (
+        wanted_group IS NULL OR (status = 'ok' AND label = wanted_group)
+    ) AND prompt_id IN (
+        SELECT p.prompt_id FROM prompts AS p WHERE p.run_id = run AND prompt IN (p.prompt_id, p.text, p.subject)
+    ) AND classifier_id = coalesce(
+        said_by, (SELECT any_value(judge_id) FROM disparities WHERE run_id = run), classifier_id)
+), drawn AS MATERIALIZED (
+    SELECT DISTINCT sample_id, sample_index, seed FROM samples
+    WHERE run_id = run AND model_id = model AND sample_id IN (SELECT sample_id FROM chosen)
+), pictures AS (
+    SELECT sample_id, any_value(image) AS image FROM images
+    WHERE run_id = run AND sample_id BETWEEN (SELECT min(sample_id) FROM drawn) AND (SELECT max(sample_id) FROM drawn)
+      AND sample_id IN (SELECT sample_id FROM drawn)
+    GROUP BY ALL
+)
+SELECT c.sample_id, c.label, c.confidence, c.status, c.classifier_id, d.seed, i.image
+FROM chosen AS c JOIN drawn AS d USING (sample_id) LEFT JOIN pictures AS i USING (sample_id)
+ORDER BY c.classifier_id, d.sample_index""",
     ),
     "flips": Macro(
         "run",
         "the same prompt and seed before and after: how many images changed their perceived group, and to which",
         """WITH drawn AS (
     SELECT DISTINCT model_id, prompt_id, sample_id, sample_index FROM samples WHERE run_id = run
+), perceived AS (
+    SELECT a.model_id, a.prompt_id, s.sample_index, a.axis, a.classifier_id,
+           CASE WHEN a.status = 'ok' THEN a.label ELSE 'unknown' END AS label
+    FROM attributes AS a JOIN drawn AS s USING (model_id, prompt_id, sample_id) WHERE a.run_id = run
 ), pairs AS (
-    SELECT p.split, b.axis, b.classifier_id,
-           CASE WHEN b.status = 'ok' THEN b.label ELSE 'unknown' END AS label_before,
-           CASE WHEN a.status = 'ok' THEN a.label ELSE 'unknown' END AS label_after
+    SELECT b.prompt_id, b.axis, b.classifier_id, b.label AS label_before, a.label AS label_after, count(*) AS images
     FROM decisions AS d
-    JOIN drawn AS sb ON sb.model_id = d.base_model_id
-    JOIN drawn AS sa ON sa.model_id = d.model_id AND sa.prompt_id = sb.prompt_id AND sa.sample_index = sb.sample_index
-    JOIN prompts AS p ON p.run_id = d.run_id AND p.prompt_id = sb.prompt_id AND p.kind = 'neutral'
-    JOIN attributes AS b ON b.run_id = d.run_id AND b.sample_id = sb.sample_id
-    JOIN attributes AS a ON a.run_id = d.run_id AND a.sample_id = sa.sample_id AND a.axis = b.axis
-                        AND a.classifier_id = b.classifier_id
+    JOIN perceived AS b ON b.model_id = d.base_model_id
+    JOIN perceived AS a ON a.model_id = d.model_id AND a.prompt_id = b.prompt_id AND a.sample_index = b.sample_index
+                       AND a.axis = b.axis AND a.classifier_id = b.classifier_id
     WHERE d.run_id = run
+    GROUP BY ALL
 )
 SELECT split, axis, label_before, label_after, images,
        CAST(sum(images) OVER (PARTITION BY split, axis, classifier_id, label_before) AS BIGINT) AS of_before,
        classifier_id
-FROM (SELECT pairs.*, count(*) AS images FROM pairs GROUP BY ALL)
+FROM (
+    SELECT p.split, c.axis, c.classifier_id, c.label_before, c.label_after, CAST(sum(c.images) AS BIGINT) AS images
+    FROM pairs AS c JOIN prompts AS p ON p.run_id = run AND p.prompt_id = c.prompt_id AND p.kind = 'neutral'
+    GROUP BY ALL
+)
 ORDER BY split, axis, classifier_id, label_before, images DESC, label_after""",
     ),
     "unknowns": Macro(
@@ -167,9 +187,12 @@ ORDER BY split, axis, classifier_id, label_before, images DESC, label_after""",
         """SELECT split, kind, model_id, axis, status, images, CAST(sum(images) OVER whole AS BIGINT) AS n,
        images / sum(images) OVER whole AS share, classifier_id
 FROM (
-    SELECT p.split, p.kind, a.model_id, a.axis, a.status, a.classifier_id, count(*) AS images
-    FROM attributes AS a JOIN prompts AS p USING (run_id, prompt_id)
-    WHERE a.run_id = run
+    SELECT p.split, p.kind, a.model_id, a.axis, a.status, a.classifier_id, CAST(sum(a.images) AS BIGINT) AS images
+    FROM (
+        SELECT prompt_id, model_id, axis, status, classifier_id, count(*) AS images
+        FROM attributes WHERE run_id = run GROUP BY ALL
+    ) AS a
+    JOIN prompts AS p ON p.run_id = run AND p.prompt_id = a.prompt_id
     GROUP BY ALL
 )
 WINDOW whole AS (PARTITION BY split, kind, model_id, axis, classifier_id)
