@@ -10,7 +10,6 @@ from prefect.cache_policies import NO_CACHE
 
 from popalign_core.assessment.decision import Thresholds, decide
 from popalign_core.assessment.disparity import l2_discrepancy
-from popalign_core.assessment.diversity import GroupDiversity, group_diversity
 from popalign_core.assessment.obedience import Answers, compare_obedience, obedience
 from popalign_core.assessment.quality import clip_score, compare_scores, estimate_score, frechet_distance
 from popalign_core.assessment.resampling import Comparison, Estimate
@@ -44,10 +43,7 @@ def classifier_name(role: str, config: RunConfig) -> str:
 
 @dataclass(frozen=True)
 class Measured:
-    """What is known of one model on one purpose: cells by prompt, and of each image in the order of the features.
-
-    features: the builder's, (images, dims).
-    """
+    """What is known of a model on one purpose. images: cells in the order of the builder's features (images, dims)."""
 
     cells: Mapping[str, list[tuple[str | None, ...]]]
     images: list[tuple[str | None, ...]]
@@ -120,7 +116,8 @@ class _Assessment:
             identity["split"] = split
             self.rows["prompt_changes"] += self.tables.changes(identity, axis, labels[BASE], labels[self.model_id])
         self._add_scores(split, measured)
-        self._add_diversities(split, measured)
+        said = {"run_id": self.run_id, "judge_id": self.judge_id, "features_id": self.builder_id, "split": split}
+        self.rows["group_diversities"] += self.tables.diversities(said, measured)
         for model in models:
             self._add_agreement(model, purpose, split)
 
@@ -208,14 +205,6 @@ class _Assessment:
         self._add_comparison(split, "", "clip_score", self.builder_id, change)
         if split == "eval":
             self.score = change
-
-    def _add_diversities(self, split: str, measured: Mapping[str, Measured]) -> None:
-        features = {model: m.features for model, m in measured.items()}
-        for position, axis in enumerate(self.axes):
-            labels = {model: [cell[position] for cell in m.images] for model, m in measured.items()}
-            identity: Row = {"run_id": self.run_id, "judge_id": self.judge_id, "split": split, "axis": axis.name}
-            for row in group_diversity(features, labels, axis, seed=self.config.seed):
-                self.rows["group_diversities"].append({**identity, "features_id": self.builder_id, **_known(row)})
 
     def _frechet_row(self, split: str, base: Measured, aligned: Measured) -> Row:
         distance = frechet_distance(base.features, aligned.features)
@@ -307,7 +296,3 @@ class _Assessment:
         for name, estimate in (("difference", change.difference), ("ratio", change.ratio)):
             row |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
         self.rows["comparisons"].append(row)
-
-
-def _known(row: GroupDiversity) -> Row:
-    return {name: None if value != value else value for name, value in asdict(row).items()}

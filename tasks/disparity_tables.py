@@ -2,17 +2,29 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
+
+import numpy as np
 
 from popalign_core.assessment.disparity_rows import Counted, measure_disparities
+from popalign_core.assessment.diversity import group_diversity
 from popalign_core.assessment.permutation import Labels, prompt_changes
-from popalign_core.attributes import Axis
+from popalign_core.attributes import AXES, Axis
 from popalign_core.config import RunConfig
 from popalign_core.expansion import Prompt
 from popalign_core.target_shares import UNIFORM, Target, load_targets
 from tasks.run import BASE
 
 Row = dict[str, object]
+
+
+class HasFeatures(Protocol):
+    """images: perceived groups of each, axis by axis. features: (images, dims), in the same order."""
+
+    @property
+    def images(self) -> Sequence[tuple[str | None, ...]]: ...
+    @property
+    def features(self) -> np.ndarray: ...
 
 
 @dataclass(frozen=True)
@@ -50,3 +62,14 @@ class DisparityTables:
         """Prompt by prompt, the two images of one noise as a pair."""
         rows = prompt_changes(before, after, axis, seed=self.config.seed)
         return [{**identity, "base_model_id": BASE, **asdict(row)} for row in rows]
+
+    def diversities(self, identity: Mapping[str, object], measured: Mapping[str, "HasFeatures"]) -> list[Row]:
+        """Of both models, on every axis; a score is null where a group has too few images."""
+        features = {model: own.features for model, own in measured.items()}
+        rows: list[Row] = []
+        for position, name in enumerate(self.config.expansion.axes):
+            labels = {model: [cell[position] for cell in own.images] for model, own in measured.items()}
+            for found in group_diversity(features, labels, AXES[name], seed=self.config.seed):
+                known = {field: None if value != value else value for field, value in asdict(found).items()}
+                rows.append({**identity, "axis": name, **known})
+        return rows
