@@ -19,12 +19,17 @@ Row = dict[str, object]
 
 
 class HasFeatures(Protocol):
-    """images: perceived groups of each, axis by axis. features: (images, dims), in the same order."""
+    """Of a model's images."""
 
     @property
-    def images(self) -> Sequence[tuple[str | None, ...]]: ...
+    def images(self) -> Sequence[tuple[str | None, ...]]:
+        """Perceived groups of each, axis by axis."""
+        ...
+
     @property
-    def features(self) -> np.ndarray: ...
+    def features(self) -> np.ndarray:
+        """(images, dims), in the same order."""
+        ...
 
 
 @dataclass(frozen=True)
