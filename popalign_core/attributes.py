@@ -89,6 +89,11 @@ AXES = {
 CROSSING = " & "
 
 
+def axis_words(name: str) -> str:
+    """An axis, or a crossed one, where "perceived" stands beside it: "skin tone"."""
+    return name.replace("perceived_", "").replace("_", " ")
+
+
 def axis_named(name: str) -> Axis:
     """An axis, or a crossed one ("perceived_gender & perceived_skin_tone"). Raises: UnknownName."""
     parts = name.split(CROSSING)

@@ -212,26 +212,29 @@ class RunConfig(StageConfig):
     @model_validator(mode="after")
     def _one_way_of_computing(self) -> "RunConfig":
         approximate, acceleration = self.sampling.approximate, self.acceleration
-        compiled = {"acceleration.compile=full"} if acceleration.compile == "full" else set[str]()
-        graphs = {"acceleration.cuda_graphs=true"} if acceleration.cuda_graphs else set[str]()
-        fused = {"acceleration.fused_projections=true"} if acceleration.fused_projections else set[str]()
-        if approximate.cache_every > 1 and (found := compiled | graphs):
+        of_the_unet = {
+            "acceleration.compile=full": acceleration.compile == "full",
+            "acceleration.cuda_graphs=true": acceleration.cuda_graphs,
+        }
+        of_layers = {
+            "acceleration.compile=regional": acceleration.compile == "regional",
+            "acceleration.fused_projections=true": acceleration.fused_projections,
+        }
+        if approximate.cache_every > 1 and (found := _turned_on(of_the_unet)):
             raise ValueError(
-                f"sampling.approximate.cache_every leaves parts of the UNet out of some steps, and {_listed(found)} "
+                f"sampling.approximate.cache_every leaves parts of the UNet out of some steps, and {found} "
                 "would go on repeating the first step's: turn one of them off"
             )
-        if acceleration.compile == "regional":
-            compiled = {"acceleration.compile=regional"}
-        if approximate.fp8_weights and (found := compiled | graphs | fused):
+        if approximate.fp8_weights and (found := _turned_on(of_the_unet | of_layers)):
             raise ValueError(
                 "sampling.approximate.fp8_weights widens each layer's weights as it is called, which "
-                f"{_listed(found)} would fix at the first call: turn one of them off"
+                f"{found} would fix at the first call: turn one of them off"
             )
         return self
 
 
-def _listed(settings: set[str]) -> str:
-    return " and ".join(sorted(settings))
+def _turned_on(switches: dict[str, bool]) -> str:
+    return " and ".join(sorted(name for name, on in switches.items() if on))
 
 
 def with_settings(config: RunConfig, settings: dict[str, str]) -> RunConfig:

@@ -1,7 +1,7 @@
 """Base and aligned model, measured alike and compared over the same prompts and seeds."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -17,13 +17,13 @@ from popalign_core.assessment.uncertainty import compare, compare_unknown, share
 from popalign_core.attributes import AXES, CROSSING, Axis, cross_axes
 from popalign_core.config import RunConfig
 from popalign_core.models.sdxl import pick_device
-from popalign_core.population_counts import by_prompt, crossed_label, group_counts
+from popalign_core.population_counts import crossed_label, group_counts
 from popalign_core.seeds import derive_seed
 from storage.artifacts import ArtifactRef, is_committed
 from storage.commit import staged_artifact
 from storage.tables import write_rows
 from tasks.agreement import Classified, only_for_agreement
-from tasks.disparity_tables import DisparityTables
+from tasks.disparity_tables import DisparityTables, Measured
 from tasks.labels import labelled_samples
 from tasks.run import BASE, builder, classifier_of, read_prompts, reference, timed
 from tasks.samplers import report_differences
@@ -39,16 +39,6 @@ Row = dict[str, object]
 def classifier_name(role: str, config: RunConfig) -> str:
     """The id, with the digest of its weights, that stands in the rows."""
     return classifier_of(role, config.classification, config.device).classifier_id
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What is known of a model on one purpose. images: cells in the order of the builder's features (images, dims)."""
-
-    cells: Mapping[str, list[tuple[str | None, ...]]]
-    images: list[tuple[str | None, ...]]
-    features: np.ndarray
-    prompt_ids: list[str]
 
 
 @task(cache_policy=NO_CACHE)
@@ -253,10 +243,7 @@ class _Assessment:
     def _read(self, model: str, purpose: str, *, features: bool = True) -> Measured:
         samples = labelled_samples(self.workspace, self.run_id, self.config, model, purpose, JUDGE_ROLE)
         self.images += len(samples)
-        cells = {prompt_id: [sample.cell for sample in own] for prompt_id, own in by_prompt(samples).items()}
-        prompt_ids = [sample.prompt_id for sample in samples]
-        vectors = self._features(model, purpose) if features else np.zeros((0, 0))
-        return Measured(cells, [sample.cell for sample in samples], vectors, prompt_ids)
+        return Measured(samples, self._features(model, purpose) if features else np.zeros((0, 0)))
 
     def _features(self, model: str, purpose: str) -> np.ndarray:
         shards = plan_shards(self.workspace, self.run_id, self.config, model, purpose)

@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -12,24 +13,29 @@ from popalign_core.assessment.permutation import Labels, prompt_changes
 from popalign_core.attributes import AXES, Axis
 from popalign_core.config import RunConfig
 from popalign_core.expansion import Prompt
+from popalign_core.population_counts import LabelledSample, by_prompt
 from popalign_core.target_shares import UNIFORM, Target, load_targets
 from tasks.run import BASE
 
 Row = dict[str, object]
 
 
-class HasFeatures(Protocol):
-    """Of a model's images."""
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """Judged samples of a model on one purpose. features: the builder's, (samples, dims), or of none."""
 
-    @property
-    def images(self) -> Sequence[tuple[str | None, ...]]:
-        """Perceived groups of each, axis by axis."""
-        ...
+    samples: Sequence[LabelledSample]
+    features: np.ndarray
 
-    @property
-    def features(self) -> np.ndarray:
-        """(images, dims), in the same order."""
-        ...
+    @cached_property
+    def cells(self) -> dict[str, list[tuple[str | None, ...]]]:
+        """By prompt."""
+        return {prompt: [sample.cell for sample in own] for prompt, own in by_prompt(self.samples).items()}
+
+    @cached_property
+    def prompt_ids(self) -> list[str]:
+        """Of each sample."""
+        return [sample.prompt_id for sample in self.samples]
 
 
 @dataclass(frozen=True)
@@ -68,12 +74,12 @@ class DisparityTables:
         rows = prompt_changes(before, after, axis, seed=self.config.seed)
         return [{**identity, "base_model_id": BASE, **asdict(row)} for row in rows]
 
-    def diversities(self, identity: Mapping[str, object], measured: Mapping[str, "HasFeatures"]) -> list[Row]:
+    def diversities(self, identity: Mapping[str, object], measured: Mapping[str, Measured]) -> list[Row]:
         """Of both models, on every axis; a score is null where a group has too few images."""
         features = {model: own.features for model, own in measured.items()}
         rows: list[Row] = []
         for position, name in enumerate(self.config.expansion.axes):
-            labels = {model: [cell[position] for cell in own.images] for model, own in measured.items()}
+            labels = {model: [sample.cell[position] for sample in own.samples] for model, own in measured.items()}
             for found in group_diversity(features, labels, AXES[name], seed=self.config.seed):
                 known = {field: None if value != value else value for field, value in asdict(found).items()}
                 rows.append({**identity, "axis": name, **known})

@@ -177,10 +177,10 @@ def _disk_rows(config: RunConfig, left: Left, records: Sequence[Record]) -> Iter
     if images:
         # The bytes of images stand beside their sampling; this row says how large one is taken to be.
         yield PlanRow("disk", "images, counted above", image_size(records, config).source)
-        size = table_bytes(config.model)
         if config.sampling.keep_latents:
             latents = latents_size(config)
             yield PlanRow("disk", "latents", latents.source, bytes=images * latents.bytes)
+        size = table_bytes(config.model)
         yield PlanRow("disk", "tables", f"stated default: {size:,} B an image", bytes=images * size)
     if left.trainings:
         size = model_size(config)

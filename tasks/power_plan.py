@@ -4,15 +4,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from popalign_core.assessment.power import MOST_IMAGES, POWER, Detection, detection
-from popalign_core.attributes import AXES, Axis
+from popalign_core.assessment.power import MOST_IMAGES, POWER, SIMULATIONS, Detection, detection
+from popalign_core.attributes import AXES, Axis, axis_words
 from popalign_core.config import RunConfig
 from popalign_core.workload import BASE, workload
 from storage.tables import read_rows
 from tasks.plan import existing_workspace
 from tasks.rates import POPULATIONS, Record, flat_config, read_records
 
-HEADINGS = ("perceived", "prompts", "disparity of the base", "images a prompt", "shown in", "needed for 80%")
+HEADINGS = ("perceived", "prompts", "disparity of the base", "images a prompt", "shown in", f"needed for {POWER:.0%}")
 SPLIT = "eval"
 # Without a run to learn from: every prompt shows one group in four images of five.
 STATED_SHARE = 0.8
@@ -35,16 +35,22 @@ def planned_detection(config: RunConfig, workspace: str, change: float) -> tuple
         sources.append(f"Shares of {name.replace('_', ' ')}: {source}.")
     assumed = (
         "Taken for granted: every prompt moves the same part of its way to the even target, and nobody is unknown. "
-        "From 200 simulated assessments each, so a share is known to about 3%."
+        f"From {SIMULATIONS} simulated assessments each, so a share is known to about 3%."
     )
     return rows, [*dict.fromkeys(sources), assumed]
 
 
 def _row(axis: str, found: Detection) -> tuple[str, ...]:
     needed = f"more prompts (over {MOST_IMAGES:,} images)" if found.needed is None else f"{found.needed:,} images"
-    words = axis.replace("perceived_", "").replace("_", " ")
     verdict = "" if found.power >= POWER else ", too few"
-    return words, f"{found.prompts}", f"{found.disparity:.3f}", f"{found.images}", f"{found.power:.0%}{verdict}", needed
+    return (
+        axis_words(axis),
+        f"{found.prompts}",
+        f"{found.disparity:.3f}",
+        f"{found.images}",
+        f"{found.power:.0%}{verdict}",
+        needed,
+    )
 
 
 def _base_shares(

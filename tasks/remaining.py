@@ -67,9 +67,9 @@ def left_of_run(mine: Record, work: Workload, records: Sequence[Record], config:
 
     # Once validation has chosen, no round follows, however many were asked for.
     sets = [left_of(wanted) for wanted in work.image_sets if wanted.role == "judge" or not kept]
-    seeds = [training for training in work.trainings if training.model_id.startswith(KEPT)]
-    named = [replace(training, model_id=_known(training.model_id, kept)) for training in seeds]
-    trainings = _trainings_left(place, run_id, named if kept else work.trainings)
+    wanted = [training for training in work.trainings if not kept or training.model_id.startswith(KEPT)]
+    named = [replace(training, model_id=_known(training.model_id, kept)) for training in wanted]
+    trainings = _trainings_left(place, run_id, named)
     total = sum(len(shard_sizes(wanted.images, config.sampling.shard_size)) for wanted in work.image_sets)
     done = sum(table == "samples" for table, _ in committed)
     notes = (f"Run {run_id} goes on: {done} of at most {total} shards of images are committed and not counted.",)

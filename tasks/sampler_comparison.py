@@ -12,7 +12,7 @@ from prefect.cache_policies import NO_CACHE
 from popalign_core.approximations import ApproximateConfig
 from popalign_core.assessment.paired import DISPARITY, UNKNOWN, PairedRow, compare_axis, joint_counts
 from popalign_core.assessment.sampler_verdict import Movement, judge_sampler
-from popalign_core.attributes import AXES, CROSSING, Axis, cross_axes
+from popalign_core.attributes import AXES, CROSSING, Axis, axis_words, cross_axes
 from popalign_core.config import RunConfig
 from popalign_core.errors import InvalidInput
 from popalign_core.population_counts import LabelledSample, by_prompt, crossed_label
@@ -187,7 +187,7 @@ def _paired(row: dict[str, Any]) -> PairedRow:
 def _line(row: PairedRow, movement: Movement) -> tuple[str, ...]:
     what = row.group or {DISPARITY: "disparity (L2)", UNKNOWN: "unknown"}[row.measure]
     return (
-        f"{row.axis.replace('perceived_', '').replace('_', ' ')}: {what}",
+        f"{axis_words(row.axis)}: {what}",
         f"{row.exact:.3f}",
         f"{row.fast:.3f}",
         f"{row.difference:+.3f} [{row.difference_low:+.3f}, {row.difference_high:+.3f}]",

@@ -38,7 +38,7 @@ def detection(shares: np.ndarray, target: np.ndarray, change: float, images: int
     is taken to move the same part of its way to the target, and the images of both models to be independent.
     Raises: InvalidInput for a change that the base model's disparity has no room for, or fewer than two prompts.
     """
-    before = np.sqrt(np.square(shares - target).sum(axis=-1)).mean()
+    before = l2_discrepancy(shares, target).mean()
     if len(shares) < 2:
         raise InvalidInput(f"an interval over prompts needs two or more, and there is {len(shares)}.")
     if not 0 < change <= before:

@@ -37,10 +37,13 @@ class Architecture:
         """Pixels a side that the UNet was trained at."""
         return int(json.loads(self.unet)["sample_size"]) * self.pixels_per_latent
 
+    def latent_side(self, side: int) -> int:
+        """Latent positions along each side of an image. side: its pixels, 0 = the model's own."""
+        return (side or self.native_side) // self.pixels_per_latent
+
     def latent_elements(self, side: int) -> int:
         """Of the latents of one image. side: its pixels, 0 = the model's own."""
-        across = (side or self.native_side) // self.pixels_per_latent
-        return int(json.loads(self.vae)["latent_channels"]) * across**2
+        return int(json.loads(self.vae)["latent_channels"]) * self.latent_side(side) ** 2
 
 
 @lru_cache(maxsize=8)

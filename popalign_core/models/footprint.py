@@ -68,7 +68,7 @@ def sampling_footprint(
 
     decoded: images that the VAE decodes at once. passes: calls of the UNet for an image, those of guidance counted.
     """
-    number, latents = DTYPES[dtype], (side or model.native_side) // model.pixels_per_latent
+    number, latents = DTYPES[dtype], model.latent_side(side)
     unet, step = _unet_step(model, latents, batch * (2 if guided else 1), number)
     # The original VAE overflows in float16, so diffusers decodes in float32.
     upcast = number == torch.float16 and meta_vae(model.vae, number).config.force_upcast
@@ -132,7 +132,7 @@ def training_footprint(model: Architecture, shape: TrainingShape) -> Footprint:
     unet = meta_unet(model.unet, computed)
     base = _elements(unet)
     prepare_training(unet, shape)
-    latents = (shape.side or model.native_side) // model.pixels_per_latent
+    latents = model.latent_side(shape.side)
     step, reference = training_step(unet, latents, shape.pairs * shape.images_each)
     count = sum(p.numel() for p in unet.parameters() if p.requires_grad)
     trained, seen = float(FLOAT32_BYTES * count), count * (4 if shape.lora_rank else computed.itemsize)
