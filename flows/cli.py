@@ -16,6 +16,7 @@ from flows.in_process import quiet_prefect, split_execution, without_heartbeat
 from flows.people_cli import audit, study
 from flows.registry_cli import export, models, promote, rollback
 from flows.retention_cli import gc, plan
+from flows.scorers_cli import scorers
 from flows.services_cli import down, setup, up
 from flows.tables_cli import catalog, show, sql
 
@@ -133,6 +134,7 @@ for _command in (sql, show, plan, compare_samplers, up, down, setup, models, pro
 app.add_typer(catalog, name="catalog")
 app.add_typer(study, name="study")
 app.add_typer(audit, name="audit")
+app.add_typer(scorers, name="scorers")
 
 
 def _execute(started: "RunStart", workspace: Path, execution: "Execution", again: str) -> None:

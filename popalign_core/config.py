@@ -8,6 +8,7 @@ from popalign_core.alignment_config import AlignmentConfig as AlignmentConfig
 from popalign_core.alignment_config import RewardConfig as RewardConfig
 from popalign_core.attributes import AXES
 from popalign_core.errors import InvalidInput, UnknownName
+from popalign_core.quality_config import QualityConfig as QualityConfig
 from popalign_core.sampling_config import AccelerationConfig as AccelerationConfig
 from popalign_core.sampling_config import SamplingConfig as SamplingConfig
 from popalign_core.stage_config import AxisName, Share, StageConfig
@@ -191,6 +192,7 @@ class RunConfig(StageConfig):
     populations: Annotated[PopulationsConfig, Field(title="Populations")] = PopulationsConfig()
     alignment: Annotated[AlignmentConfig, Field(title="Alignment")] = AlignmentConfig()
     reward: Annotated[RewardConfig, Field(title="Reward")] = RewardConfig()
+    quality: Annotated[QualityConfig, Field(title="Quality")] = QualityConfig()
     assessment: Annotated[AssessmentConfig, Field(title="Assessment")] = AssessmentConfig()
 
     @model_validator(mode="after")

@@ -212,6 +212,8 @@ FOLDER = {
     "target_shares": "disparities",
     "prompt_changes": "disparities",
     "group_diversities": "disparities",
+    "group_scores": "disparities",
+    "distances": "disparities",
     "confusion_matrices": "corrected_shares",
 }
 # Raised with every change of a table's columns. A column that is added must be nullable, or older files are refused.

@@ -11,7 +11,7 @@ from prefect.cache_policies import NO_CACHE
 from popalign_core.assessment.decision import Thresholds, decide
 from popalign_core.assessment.disparity import l2_discrepancy
 from popalign_core.assessment.obedience import Answers, compare_obedience, obedience
-from popalign_core.assessment.quality import clip_score, compare_scores, estimate_score, frechet_distance
+from popalign_core.assessment.quality import clip_score
 from popalign_core.assessment.resampling import Comparison, Estimate
 from popalign_core.assessment.uncertainty import compare, compare_unknown, share_interval
 from popalign_core.attributes import AXES, CROSSING, Axis, cross_axes
@@ -25,6 +25,7 @@ from storage.tables import write_rows
 from tasks.agreement import Classified, only_for_agreement
 from tasks.disparity_tables import DisparityTables, Measured
 from tasks.labels import labelled_samples
+from tasks.quality import QualityRows
 from tasks.run import BASE, builder, classifier_of, read_prompts, reference, timed
 from tasks.samplers import report_differences
 from tasks.sampling import plan_shards
@@ -84,7 +85,7 @@ class _Assessment:
         self.images = 0
         self.unknown: dict[str, Comparison] = {}
         self.obeyed: dict[str, Comparison] = {}
-        self.score: Comparison | None = None
+        self.quality = QualityRows(workspace, run_id, config, model_id, self.judge_id)
 
     def rng(self, *names: str) -> np.random.Generator:
         return np.random.default_rng(derive_seed(self.config.seed, "assessment", *names))
@@ -105,7 +106,7 @@ class _Assessment:
             identity: Row = {"run_id": self.run_id, "model_id": self.model_id, "judge_id": self.judge_id}
             identity["split"] = split
             self.rows["prompt_changes"] += self.tables.changes(identity, axis, labels[BASE], labels[self.model_id])
-        self._add_scores(split, measured)
+        self._add_quality(purpose, split, measured)
         said = {"run_id": self.run_id, "judge_id": self.judge_id, "features_id": self.builder_id, "split": split}
         self.rows["group_diversities"] += self.tables.diversities(said, measured)
         for model in models:
@@ -164,43 +165,19 @@ class _Assessment:
             self.held_out[axis.name] = change
             self.unknown[axis.name] = rise
 
-    def _add_scores(self, split: str, measured: Mapping[str, Measured]) -> None:
-        base, aligned = measured[BASE], measured[self.model_id]
+    def _add_quality(self, purpose: str, split: str, measured: Mapping[str, Measured]) -> None:
         texts = builder(self.config.classification.builder, self.config.device)
-        names = sorted(set(base.prompt_ids))
-        vectors = dict(
-            zip(names, texts.text_features([self.prompts[name].text for name in names]).numpy(), strict=True)
-        )
+        names = sorted(set(measured[BASE].prompt_ids))
+        found = texts.text_features([self.prompts[name].text for name in names]).numpy()
+        vectors = dict(zip(names, found, strict=True))
         scores = {
             model: clip_score(m.features, np.stack([vectors[prompt] for prompt in m.prompt_ids]))
             for model, m in measured.items()
         }
-        for model, values in scores.items():
-            estimate = estimate_score(
-                values,
-                measured[model].prompt_ids,
-                rng=self.rng("clip", split),
-                resamples=self.config.assessment.resamples,
-            )
-            self._add_score(model, split, "neutral", "clip_score", "100 x cosine", self.builder_id, estimate)
-        self.rows["scores"].append(self._frechet_row(split, base, aligned))
-        change = compare_scores(
-            scores[BASE],
-            scores[self.model_id],
-            base.prompt_ids,
-            aligned.prompt_ids,
-            rng=self.rng("clip", split),
-            resamples=self.config.assessment.resamples,
-        )
-        self._add_comparison(split, "", "clip_score", self.builder_id, change)
-        if split == "eval":
-            self.score = change
-
-    def _frechet_row(self, split: str, base: Measured, aligned: Measured) -> Row:
-        distance = frechet_distance(base.features, aligned.features)
-        nothing = float("nan")
-        estimate = Estimate(distance, nothing, nothing, len(aligned.features))
-        return self._score_row(self.model_id, split, "neutral", "frechet_to_base", "builder's features", estimate)
+        self.quality.add_scores("clip_score", "100 x cosine", self.builder_id, split, measured, scores)
+        features = {model: m.features for model, m in measured.items()}
+        self.quality.add_distance("frechet_to_base", self.builder_id, split, features)
+        self.quality.measure(purpose, split, measured)
 
     def measure_obedience(self) -> None:
         measured = {model: self._read(model, "obedience", features=False) for model in (BASE, self.model_id)}
@@ -221,8 +198,7 @@ class _Assessment:
                     rng=self.rng("obedience", axis.name),
                     resamples=self.config.assessment.resamples,
                 )
-                measure = f"obedience:{axis.name}"
-                self._add_score(model, "eval", "specific", measure, "share", self.judge_id, result.unknown_is_wrong)
+                self._add_obedience(model, axis.name, result.unknown_is_wrong)
             change = compare_obedience(
                 answers[BASE],
                 answers[self.model_id],
@@ -233,9 +209,19 @@ class _Assessment:
             self._add_comparison("eval", axis.name, "obedience", self.judge_id, change)
             self.obeyed[axis.name] = change
 
+    def take_quality(self) -> None:
+        """Adds what the scorers said to the rows."""
+        self.rows["scores"] += self.quality.scores
+        self.rows["group_scores"], self.rows["distances"] = self.quality.group_scores, self.quality.distances
+        for split, measure, said_by, change in self.quality.changes:
+            self._add_comparison(split, "", measure, said_by, change)
+
     def decision(self) -> Row:
-        thresholds = Thresholds(**self.config.assessment.model_dump(exclude={"resamples", "targets"}))
-        decision = decide(self.held_out, self.obeyed, self.score, self.unknown, thresholds)
+        margins = self.config.assessment.model_dump(exclude={"resamples", "targets"})
+        thresholds = Thresholds(**margins, max_quality_drop=self.config.quality.max_drop)
+        further = dict(self.quality.held_out)
+        clip, _ = further.pop("clip_score", (None, 0.0))
+        decision = decide(self.held_out, self.obeyed, clip, self.unknown, thresholds, further)
         checks = [{**asdict(check), "name": check.name} for check in decision.checks]
         identity: Row = {"run_id": self.run_id, "base_model_id": BASE, "model_id": self.model_id}
         return {**identity, "verdict": decision.verdict, "reason": decision.reason, "checks": checks}
@@ -257,16 +243,11 @@ class _Assessment:
             for prompt, cells in measured.cells.items()
         }
 
-    def _add_score(
-        self, model: str, split: str, kind: str, measure: str, unit: str, judge_id: str, estimate: Estimate
-    ) -> None:
-        row = self._score_row(model, split, kind, measure, unit, estimate)
-        self.rows["scores"].append({**row, "judge_id": judge_id})
-
-    def _score_row(self, model: str, split: str, kind: str, measure: str, unit: str, estimate: Estimate) -> Row:
-        identity: Row = {"run_id": self.run_id, "model_id": model, "judge_id": self.builder_id, "split": split}
+    def _add_obedience(self, model: str, axis: str, estimate: Estimate) -> None:
+        identity: Row = {"run_id": self.run_id, "model_id": model, "judge_id": self.judge_id, "split": "eval"}
         value = {"value": estimate.value, "low": estimate.low, "high": estimate.high, "n": estimate.n}
-        return {**identity, "kind": kind, "measure": measure, "unit": unit, **value}
+        said = {"kind": "specific", "measure": f"obedience:{axis}", "unit": "share"}
+        self.rows["scores"].append({**identity, **said, **value})
 
     def _add_comparison(self, split: str, axis: str, measure: str, judge_id: str, change: Comparison) -> None:
         row: dict[str, Any] = {

@@ -12,6 +12,7 @@ from popalign_core.stated_costs import table_bytes
 from popalign_core.workload import ASSESSED, GROUPS, Workload, drawn_places, workload
 from storage.layout import MARKER, WORKSPACE_VARIABLE, Workspace
 from tasks.memory_plan import stage_footprint
+from tasks.quality import PURPOSES
 from tasks.rates import (
     Rate,
     Record,
@@ -20,6 +21,7 @@ from tasks.rates import (
     measurement_rate,
     read_records,
     sampling_rate,
+    scoring_rate,
     training_rate,
 )
 from tasks.remaining import Left, LeftSet, left_of_run, whole_run
@@ -148,6 +150,9 @@ def _work_rows(config: RunConfig, work: Workload, left: Left, records: Sequence[
         yield replace(row, flop=pairs * stage_footprint(config, "training").flop)
     if left.measured:
         count = sum(part.images for part in work.image_sets if part.group in ASSESSED)
+        scored = sum(part.images for part in work.image_sets if part.group in PURPOSES)
+        for kind in config.quality.sources:
+            yield _timed("scoring", f"{scored:,} images, {kind}", scoring_rate(records, config, kind), scored)
         yield _timed("assessment", f"comparison over {count:,} images", measurement_rate(records, config), count)
 
 
