@@ -11,6 +11,7 @@ from popalign_core.config import (
     ExpansionConfig,
     ImageCounts,
     PopulationsConfig,
+    QualityConfig,
     RunConfig,
     SamplingConfig,
     with_settings,
@@ -44,6 +45,7 @@ _SDXL = RunConfig(
     classification=ClassificationConfig(builder="ViT-L-14@datacomp_xl_s13b_b90k", judge="./judges/fairface"),
     detection=DetectionConfig(persons="PekingU/rtdetr_v2_r50vd"),
     populations=PopulationsConfig(size=100),
+    quality=QualityConfig(scorers=("pickscore", "dinov2")),
     assessment=AssessmentConfig(targets=("us-cps-2022",)),
     alignment=AlignmentConfig(
         steps=250,

@@ -98,6 +98,7 @@ UNITS = {
     "p_value": "probability",
     "null_low": "of `measure`",
     "null_high": "of `measure`",
+    "null_mean": "of `measure`",
     "p_holm": "probability",
     "p_benjamini_hochberg": "probability",
     "changed": "pairs",

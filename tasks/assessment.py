@@ -60,6 +60,7 @@ def assess(workspace: str, run_id: str, config: RunConfig, model_id: str) -> Art
             if plan_shards(workspace, run_id, config, BASE, purpose):
                 assessment.measure_neutral(purpose, split)
         assessment.measure_obedience()
+        assessment.take_quality()
         facts["items"] = assessment.images
         with staged_artifact(ref) as folder:
             for name, rows in assessment.rows.items():

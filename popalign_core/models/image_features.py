@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 from torch_fidelity.feature_extractor_inceptionv3 import (  # pyright: ignore[reportMissingTypeStubs]
     FeatureExtractorInceptionV3,
 )
-from transformers import AutoImageProcessor, CLIPVisionModelWithProjection, Dinov2Model
+from transformers import AutoImageProcessor, CLIPModel, Dinov2Model
 
 from popalign_core.errors import ModelNotUsable
 from popalign_core.models.preprocessing import stacked
@@ -48,7 +48,7 @@ class ClipVisionFeatures:
     def __init__(self, source: str, device: torch.device, batch_size: int = 32):
         """source: folder or hub id of a CLIP model of transformers. Raises: ModelNotUsable."""
         self.device, self.batch_size = device, batch_size
-        self.model = load_network(CLIPVisionModelWithProjection, source, device, "CLIP's image encoder")
+        self.model = load_network(CLIPModel, source, device, "CLIP's image encoder")
         self.processor = load_processor(AutoImageProcessor, source, "CLIP's image encoder")
 
     @torch.inference_mode()
@@ -58,7 +58,8 @@ class ClipVisionFeatures:
         for start in range(0, len(images), self.batch_size):
             part = stacked(images[start : start + self.batch_size], self.device)
             pixels = self.processor(part, return_tensors="pt", device=self.device).pixel_values
-            parts.append(normalize(self.model(pixels.to(self.device)).image_embeds.float(), dim=-1).cpu())
+            pooled = self.model.vision_model(pixel_values=pixels.to(self.device)).pooler_output
+            parts.append(normalize(self.model.visual_projection(pooled).float(), dim=-1).cpu())
         return torch.cat(parts).numpy()
 
 

@@ -139,7 +139,9 @@ class VqaScore:
             some = slice(start, start + self.batch_size)
             asked = [self._asked(text) for text in texts[some]]
             pictures = [[image] for image in stacked(images[some], self.device)]
-            inputs = self.processor(text=asked, images=pictures, padding=True, return_tensors="pt").to(self.device)
+            inputs = self.processor(text=asked, images=pictures, padding=True, max_length=None, return_tensors="pt").to(
+                self.device
+            )
             shares = self.model(**inputs).logits[:, -1].float().softmax(dim=-1)
             yes, no = (shares[:, tokens].sum(dim=1) for tokens in (self.yes, self.no))
             parts.append((yes / (yes + no)).cpu())

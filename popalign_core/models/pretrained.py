@@ -20,13 +20,20 @@ def check_network(source: str, setting: str) -> None:
 def load_network(kind: Any, source: str, device: torch.device, what: str) -> Any:
     """A network in float32, frozen, on the device. kind: a model class or an Auto class. what: in the error's words.
 
+    Weights that are not in the files, or do not fit, are an error: the library would draw them at random.
     Raises: ModelNotUsable.
     """
     check_network(source, what)
     try:
-        network = kind.from_pretrained(source, dtype=torch.float32, use_safetensors=True)
+        network, report = kind.from_pretrained(
+            source, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+        )
     except (OSError, ValueError, ImportError) as error:
         raise ModelNotUsable(f"{source!r} could not be loaded as {what}: {error}") from error
+    if wrong := sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]])):
+        raise ModelNotUsable(
+            f"{source!r} is not the weights of {what}: {len(wrong)} are missing or misfit, {wrong[0]}."
+        )
     return network.to(device).eval().requires_grad_(False)
 
 
