@@ -207,6 +207,10 @@ ASSESSMENT_TABLES: dict[str, TableSpec] = {
             ("high", F64, "95% interval of the mean over seeds, Student's t"),
             ("best", F64, "smallest of the seeds"),
             ("worst", F64, "largest of the seeds"),
+            ("sampling?", F64, "standard deviation over seeds that the images alone would give"),
+            ("between?", F64, "standard deviation between trained models beyond that; the seed as a random effect"),
+            ("between_low?", F64, "lower end of its 95% interval (Q-profile)"),
+            ("between_high?", F64, "upper end of it"),
         ],
     ),
     "agreements": (

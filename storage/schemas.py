@@ -221,6 +221,7 @@ VERSIONS = dict.fromkeys(TABLES, 1) | {
     "disparities": 2,
     "group_shares": 2,
     "populations": 2,
+    "seed_summaries": 2,
     "models": 3,
     "timings": 2,
     "training_steps": 2,

@@ -354,11 +354,12 @@ def test_the_spread_over_training_seeds_is_told_and_repeated_trainings_draw_no_c
     ]
     summary = {"run_id": data.run_id, "judge_id": data.judge_id, "axis": "perceived_gender", "seeds": 2}
     summary |= {"before": 0.5125, "mean": 0.225, "deviation": 0.053, "low": -0.25, "high": 0.7, "best": 0.1875}
+    between = {"between": 0.0475, "between_low": 0.0, "between_high": 1.6875}
     more = {"models": [*data.models, repeated], "training_steps": [*data.training_steps, *steps]}
-    with_seeds = replace(data, **more, seeds=seeds, seed_summaries=[{**summary, "worst": 0.2625}])
+    with_seeds = replace(data, **more, seeds=seeds, seed_summaries=[{**summary, **between, "worst": 0.2625}])
     plain, page = Page(render_report(data)), Page(render_report(with_seeds))
     shown = page.attribute("value")
-    assert all(repr(value) in shown for value in (0.1875, 0.2625, 0.5125, 0.053))
+    assert all(repr(value) in shown for value in (0.1875, 0.2625, 0.5125, 0.053, 0.0475, 1.6875))
     assert "other seeds" in page.text
     assert "other seeds" not in plain.text
     assert "77" not in "".join(page.attribute("points"))
