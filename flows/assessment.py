@@ -10,10 +10,12 @@ from popalign_core.config import RunConfig
 from popalign_core.execution import AUTO, Execution
 from storage.artifacts import ArtifactRef
 from tasks.agreement import PURPOSE as AGREEMENT
+from tasks.precision import extend_evaluation
 from tasks.run import BASE, reference, run_config
+from tasks.sampling import EVALUATION
 from tasks.shards import missing_decisions
 
-PURPOSES = ("evaluation", "trained", "obedience")
+PURPOSES = (EVALUATION, "trained", "obedience")
 
 
 @flow(name="assessment", flow_run_name="assessment {run_id} {model_id}")
@@ -35,9 +37,14 @@ def assessment(
     """
     settings, execution = run_config(workspace, run_id, config), resolved(execution)
     with holding(workspace, run_id):
-        for model in dict.fromkeys((BASE, model_id)):
+        models = tuple(dict.fromkeys((BASE, model_id)))
+        for model in models:
             for purpose in PURPOSES:
                 draw_and_classify(run_id, model, purpose, "judge", workspace, settings, execution)
+        while extend_evaluation(workspace, run_id, settings, model_id):
+            for model in models:
+                draw_and_classify(run_id, model, EVALUATION, "judge", workspace, settings, execution)
+        for model in models:
             if settings.classification.agreement:
                 draw_and_classify(run_id, model, AGREEMENT, "builder", workspace, settings, execution)
         run_stage(

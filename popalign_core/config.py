@@ -157,6 +157,18 @@ class AssessmentConfig(StageConfig):
         Share, Field(title="Most unknowns gained", description="A margin for the 95% interval.")
     ] = 0.05
     resamples: Annotated[int, Field(title="Bootstrap resamples", ge=200)] = 2000
+    precision: Annotated[
+        float,
+        Field(
+            title="Precision wanted",
+            ge=0,
+            description="Held-out images are doubled until the 95% interval of every axis's change reaches no further "
+            "than this from its middle; 0 = as many as images.evaluation says.",
+        ),
+    ] = 0.0
+    max_images: Annotated[
+        PositiveInt, Field(title="Most held-out images", description="A prompt, where a precision is wanted.")
+    ] = 400
     targets: Annotated[
         tuple[str, ...],
         Field(

@@ -21,6 +21,7 @@ from storage.columns import (
 from storage.errors import SchemaMismatch
 from storage.image_schemas import IMAGE_TABLES
 from storage.people_schemas import PEOPLE_TABLES
+from storage.quality_schemas import QUALITY_TABLES
 
 TABLES: dict[str, TableSpec] = {
     "runs": (
@@ -158,6 +159,7 @@ TABLES: dict[str, TableSpec] = {
         ],
     ),
     **ASSESSMENT_TABLES,
+    **QUALITY_TABLES,
     **PEOPLE_TABLES,
     "timings": (
         "one row a piece of work; not part of a run's identity",

@@ -34,6 +34,7 @@ from tasks.stored_shard import StoredShard
 BUILDER_ROLE, JUDGE_ROLE = "builder", "judge"
 SPLITS = {"evaluation": "eval", "trained": "train"}
 TABLES = "disparities group_shares scores comparisons agreements status_counts prompt_changes group_diversities".split()
+MARGINS = ("min_reduction", "max_obedience_drop", "max_score_drop", "max_unknown_rise")
 Row = dict[str, object]
 
 
@@ -218,8 +219,10 @@ class _Assessment:
             self._add_comparison(split, "", measure, said_by, change)
 
     def decision(self) -> Row:
-        margins = self.config.assessment.model_dump(exclude={"resamples", "targets"})
-        thresholds = Thresholds(**margins, max_quality_drop=self.config.quality.max_drop)
+        settings = self.config.assessment
+        thresholds = Thresholds(
+            **{name: getattr(settings, name) for name in MARGINS}, max_quality_drop=self.config.quality.max_drop
+        )
         further = dict(self.quality.held_out)
         clip, _ = further.pop("clip_score", (None, 0.0))
         decision = decide(self.held_out, self.obeyed, clip, self.unknown, thresholds, further)

@@ -100,6 +100,9 @@ def planned_work(config: RunConfig, workspace: str = "", run_id: str = "") -> Ru
         left = left_of_run(mine, work, records, config)
     notes += left.notes
     rows = (*_work_rows(config, work, left, records), *_disk_rows(config, left, records))
+    if rows and config.assessment.precision:
+        first, most = config.images.evaluation, config.assessment.max_images
+        notes.append(f"Counted are {first} held-out images a prompt; assessment.precision may go on to {most}.")
     if rows:
         notes.append("Not counted: starting, loading models, the report. A run may stop after fewer rounds.")
     return RunPlan(rows, tuple(notes), _free_bytes(place.root))

@@ -26,7 +26,7 @@ from tasks.disparity_tables import Measured
 from tasks.events import announce_commit
 from tasks.progress import progress_of
 from tasks.run import BASE, passes, placed, read_prompts, reference, timed
-from tasks.sampling import plan_shards
+from tasks.sampling import asked_for, plan_shards
 from tasks.stored_shard import StoredShard
 
 # Quality is of prompts that leave the person open; obedience is judged by the labels alone.
@@ -72,7 +72,7 @@ def score_shard(ref: ArtifactRef, config: RunConfig) -> ArtifactRef:
     model_id, purpose, _ = key.rsplit(".", 2)
     with (
         timed(ref, "scoring", pick_device(config.device).type) as facts,
-        progress_of(f"scoring {model_id} {purpose} {kind}") as advance,
+        progress_of(f"scoring {model_id} {asked_for(purpose)} {kind}") as advance,
     ):
         scorer = _scorer(kind, source, config.device)
         if isinstance(scorer, Scorer):
