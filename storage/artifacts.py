@@ -12,6 +12,8 @@ from storage.layout import Workspace, check_name
 
 MANIFEST = "manifest.json"
 REMOVED = "removed.json"
+# A fact of artifacts whose tables were rewritten: table -> versions from and to.
+MIGRATED = "migrated"
 
 
 @dataclass(frozen=True)
@@ -170,7 +172,9 @@ def verify(ref: ArtifactRef) -> None:
     """
     tombstone = read_tombstone(ref)
     removed = tombstone.files if tombstone else {}
-    for name, entry in read_manifest(ref).files.items():
+    manifest = read_manifest(ref)
+    hint = " If a migration was stopped, `popalign migrate --yes` ends it." if MIGRATED in manifest.facts else ""
+    for name, entry in manifest.files.items():
         path = ref.folder / name
         if not path.is_file():
             if removed.get(name) == entry:
@@ -180,5 +184,5 @@ def verify(ref: ArtifactRef) -> None:
         if found != entry:
             raise CorruptArtifact(
                 f"{path} has {found.bytes} bytes and hash {found.sha256[:12]}, its manifest says {entry.bytes} and "
-                f"{entry.sha256[:12]}; remove {ref.folder} and run again with the same run id."
+                f"{entry.sha256[:12]}; remove {ref.folder} and run again with the same run id.{hint}"
             )

@@ -180,21 +180,37 @@ def _read(paths: Sequence[str], name: str, columns: Sequence[str] | None, equal:
 def _read_file(path: str, name: str, needed: pa.Schema, equal: Mapping[str, Any]) -> pa.Table:
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            stored = file.schema_arrow
-            marks = cast("dict[bytes, bytes]", stored.metadata or {})
-            version = int(marks.get(b"version", b"1"))
-            if version > VERSIONS[name]:
-                raise WorkspaceTooNew(
-                    f"{path} has version {version} of table {name}; this program knows up to {VERSIONS[name]}. Update "
-                    "popalign, or choose another --workspace."
-                )
-            table = file.read([column for column in needed.names if column in stored.names])
+            _known_version(file, path, name)
+            table = file.read([column for column in needed.names if column in file.schema_arrow.names])
     except (pa.ArrowException, OSError, ValueError) as error:
         raise _unreadable(path, name, error) from error
     table = _conform(table, name, needed, path)
     for column, value in equal.items():
         table = table.filter(_matches(column, value))
     return table
+
+
+def stored_version(path: str, name: str) -> tuple[int, int]:
+    """Version of the table in a committed file, and its rows; only the file's end is read.
+
+    Raises: CorruptArtifact, WorkspaceTooNew.
+    """
+    try:
+        with pq.ParquetFile(path) as file:
+            return _known_version(file, path, name), file.metadata.num_rows
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise _unreadable(path, name, error) from error
+
+
+def _known_version(file: pq.ParquetFile, path: str, name: str) -> int:
+    marks = cast("dict[bytes, bytes]", file.schema_arrow.metadata or {})
+    version = int(marks.get(b"version", b"1"))
+    if version > VERSIONS[name]:
+        raise WorkspaceTooNew(
+            f"{path} has version {version} of table {name}; this program knows up to {VERSIONS[name]}. Update "
+            "popalign, or choose another --workspace."
+        )
+    return version
 
 
 def _matches(column: str, value: Any) -> Any:
