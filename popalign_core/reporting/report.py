@@ -7,7 +7,7 @@ from functools import cache
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from popalign_core.config import SamplingConfig
-from popalign_core.reporting import classifiers, comparisons, course, people, queries, shares, strips
+from popalign_core.reporting import classifiers, comparisons, course, people, quality, queries, shares, strips
 from popalign_core.reporting.formatting import as_text, estimate, measure_label, number, plain_words
 from popalign_core.reporting.report_data import Measured, ReportData, matching, measured
 
@@ -58,6 +58,9 @@ def render_report(data: ReportData) -> str:
             agreements=classifiers.agreements(data),
             unlabelled=classifiers.unlabelled(data),
             scores=comparisons.scores(data),
+            within_groups=quality.within_groups(data),
+            distances=quality.distances(data),
+            extensions=quality.extensions(data),
             other_measures=comparisons.other_measures(data),
             paired=comparisons.paired_numbers(data),
             studies=people.studies(data),
