@@ -4,7 +4,7 @@ from prefect import flow
 
 from flows.holding import holding
 from flows.measurement import measurement
-from flows.measuring import draw_and_classify
+from flows.measuring import classify, draw_and_classify
 from flows.placement import resolved, run_stage
 from popalign_core.config import RunConfig
 from popalign_core.execution import AUTO, Execution
@@ -46,7 +46,7 @@ def assessment(
                 draw_and_classify(run_id, model, EVALUATION, "judge", workspace, settings, execution)
         for model in models:
             if settings.classification.agreement:
-                draw_and_classify(run_id, model, AGREEMENT, "builder", workspace, settings, execution)
+                classify(run_id, model, AGREEMENT, "builder", workspace, settings, execution)
         run_stage(
             measurement,
             execution,
