@@ -10,6 +10,7 @@ from popalign_core.config import RunConfig
 from popalign_core.execution import AUTO, Execution
 from storage.artifacts import ArtifactRef
 from tasks.agreement import PURPOSE as AGREEMENT
+from tasks.controls import PURPOSE as CONTROLS
 from tasks.precision import extend_evaluation
 from tasks.run import BASE, reference, run_config
 from tasks.sampling import EVALUATION
@@ -37,14 +38,17 @@ def assessment(
     """
     settings, execution = run_config(workspace, run_id, config), resolved(execution)
     with holding(workspace, run_id):
+        purposes = (*PURPOSES, CONTROLS) if settings.expansion.controls else PURPOSES
         models = tuple(dict.fromkeys((BASE, model_id)))
         for model in models:
-            for purpose in PURPOSES:
+            for purpose in purposes:
                 draw_and_classify(run_id, model, purpose, "judge", workspace, settings, execution)
         while extend_evaluation(workspace, run_id, settings, model_id):
             for model in models:
                 draw_and_classify(run_id, model, EVALUATION, "judge", workspace, settings, execution)
         for model in models:
+            if settings.expansion.controls:
+                classify(run_id, model, CONTROLS, "builder", workspace, settings, execution)
             if settings.classification.agreement:
                 classify(run_id, model, AGREEMENT, "builder", workspace, settings, execution)
         run_stage(

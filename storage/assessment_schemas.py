@@ -105,7 +105,11 @@ ASSESSMENT_TABLES: dict[str, TableSpec] = {
             JUDGE,
             SPLIT,
             AXIS,
-            ("measure", STR, "l2, unknown (share without a group), clip_score, obedience ..."),
+            (
+                "measure",
+                STR,
+                "l2, unknown (share without a group), clip_score, obedience, fact, people_without_being_asked ...",
+            ),
             ("before", F64, "mean before"),
             ("after", F64, "mean after"),
             ("difference", F64, "after - before"),

@@ -8,7 +8,7 @@ import numpy as np
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from popalign_core.assessment.decision import Thresholds, decide
+from popalign_core.assessment.decision import Check, Thresholds, decide, quality_drop
 from popalign_core.assessment.disparity import l2_discrepancy
 from popalign_core.assessment.obedience import Answers, compare_obedience, obedience
 from popalign_core.assessment.quality import clip_score
@@ -23,6 +23,8 @@ from storage.artifacts import ArtifactRef, is_committed
 from storage.commit import staged_artifact
 from storage.tables import write_rows
 from tasks.agreement import Classified, only_for_agreement
+from tasks.controls import PURPOSE as CONTROLS
+from tasks.controls import ControlRows, somebody_there
 from tasks.disparity_tables import DisparityTables, Measured
 from tasks.labels import labelled_samples
 from tasks.quality import QualityRows
@@ -50,7 +52,7 @@ def assess(workspace: str, run_id: str, config: RunConfig, model_id: str) -> Art
     decision = reference(workspace, run_id, "decisions", model_id)
     if is_committed(ref) and is_committed(decision):
         return ref
-    purposes = (*SPLITS, "obedience")
+    purposes = (*SPLITS, "obedience", *([CONTROLS] if config.expansion.controls else []))
     shards = [
         s for model in (BASE, model_id) for p in purposes for s in plan_shards(workspace, run_id, config, model, p)
     ]
@@ -61,6 +63,8 @@ def assess(workspace: str, run_id: str, config: RunConfig, model_id: str) -> Art
             if plan_shards(workspace, run_id, config, BASE, purpose):
                 assessment.measure_neutral(purpose, split)
         assessment.measure_obedience()
+        if config.expansion.controls:
+            assessment.measure_controls()
         assessment.take_quality()
         facts["items"] = assessment.images
         with staged_artifact(ref) as folder:
@@ -87,6 +91,7 @@ class _Assessment:
         self.images = 0
         self.unknown: dict[str, Comparison] = {}
         self.obeyed: dict[str, Comparison] = {}
+        self.control_checks: list[Check] = []
         self.quality = QualityRows(workspace, run_id, config, model_id, self.judge_id)
 
     def rng(self, *names: str) -> np.random.Generator:
@@ -177,6 +182,7 @@ class _Assessment:
             for model, m in measured.items()
         }
         self.quality.add_scores("clip_score", "100 x cosine", self.builder_id, split, measured, scores)
+        self.quality.add_similarity(self.builder_id, split, measured)
         features = {model: m.features for model, m in measured.items()}
         self.quality.add_distance("frechet_to_base", self.builder_id, split, features)
         self.quality.measure(purpose, split, measured)
@@ -200,7 +206,8 @@ class _Assessment:
                     rng=self.rng("obedience", axis.name),
                     resamples=self.config.assessment.resamples,
                 )
-                self._add_obedience(model, axis.name, result.unknown_is_wrong)
+                measure = f"obedience:{axis.name}"
+                self._add_score("specific", measure, "share", self.judge_id, result.unknown_is_wrong, model)
             change = compare_obedience(
                 answers[BASE],
                 answers[self.model_id],
@@ -211,6 +218,19 @@ class _Assessment:
             self._add_comparison("eval", axis.name, "obedience", self.judge_id, change)
             self.obeyed[axis.name] = change
 
+    def measure_controls(self) -> None:
+        models = (BASE, self.model_id)
+        measured = {model: self._read(model, CONTROLS) for model in models}
+        rows = ControlRows(self.config, self.prompts, measured, judge_id=self.judge_id, builder_id=self.builder_id)
+        rows.measure_facts()
+        place = (self.workspace, self.run_id, self.config)
+        rows.measure_people({model: somebody_there(*place, model) for model in models})
+        self.control_checks = rows.checks
+        for found in rows.compared:
+            self._add_comparison("eval", found.axis, found.measure, found.said_by, found.change)
+        for kind, estimate in rows.similarities().items():
+            self._add_score(kind, "paired_similarity", "cosine", self.builder_id, estimate)
+
     def take_quality(self) -> None:
         """Adds what the scorers said to the rows."""
         self.rows["scores"] += self.quality.scores
@@ -220,12 +240,12 @@ class _Assessment:
 
     def decision(self) -> Row:
         settings = self.config.assessment
-        thresholds = Thresholds(
-            **{name: getattr(settings, name) for name in MARGINS}, max_quality_drop=self.config.quality.max_drop
-        )
-        further = dict(self.quality.held_out)
-        clip, _ = further.pop("clip_score", (None, 0.0))
-        decision = decide(self.held_out, self.obeyed, clip, self.unknown, thresholds, further)
+        thresholds = Thresholds(**{name: getattr(settings, name) for name in MARGINS})
+        scores = dict(self.quality.held_out)
+        clip, _ = scores.pop("clip_score", (None, 0.0))
+        margin = self.config.quality.max_drop
+        falls = [quality_drop(name, change, spread, margin) for name, (change, spread) in scores.items()]
+        decision = decide(self.held_out, self.obeyed, clip, self.unknown, thresholds, [*falls, *self.control_checks])
         checks = [{**asdict(check), "name": check.name} for check in decision.checks]
         identity: Row = {"run_id": self.run_id, "base_model_id": BASE, "model_id": self.model_id}
         return {**identity, "verdict": decision.verdict, "reason": decision.reason, "checks": checks}
@@ -247,11 +267,16 @@ class _Assessment:
             for prompt, cells in measured.cells.items()
         }
 
-    def _add_obedience(self, model: str, axis: str, estimate: Estimate) -> None:
-        identity: Row = {"run_id": self.run_id, "model_id": model, "judge_id": self.judge_id, "split": "eval"}
+    def _add_score(self, kind: str, measure: str, unit: str, said_by: str, estimate: Estimate, model: str = "") -> None:
+        """Of held-out prompts. model: empty = the aligned one."""
+        identity: Row = {
+            "run_id": self.run_id,
+            "model_id": model or self.model_id,
+            "judge_id": said_by,
+            "split": "eval",
+        }
         value = {"value": estimate.value, "low": estimate.low, "high": estimate.high, "n": estimate.n}
-        said = {"kind": "specific", "measure": f"obedience:{axis}", "unit": "share"}
-        self.rows["scores"].append({**identity, **said, **value})
+        self.rows["scores"].append({**identity, "kind": kind, "measure": measure, "unit": unit, **value})
 
     def _add_comparison(self, split: str, axis: str, measure: str, judge_id: str, change: Comparison) -> None:
         row: dict[str, Any] = {

@@ -9,7 +9,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from popalign_core.assessment.distances import distance_to_base
-from popalign_core.assessment.quality import compare_scores, estimate_score
+from popalign_core.assessment.quality import compare_scores, estimate_score, paired_cosines
 from popalign_core.assessment.resampling import Comparison, Estimate
 from popalign_core.attributes import AXES
 from popalign_core.config import RunConfig
@@ -174,6 +174,15 @@ class QualityRows:
         found = distance_to_base(measure, features[BASE], features[self.model_id], seed=seed)
         identity: Row = {"run_id": self.run_id, "base_model_id": BASE, "model_id": self.model_id, "split": split}
         self.distances.append({**identity, "features_id": said_by, **asdict(found)})
+
+    def add_similarity(self, said_by: str, split: str, measured: Mapping[str, Measured]) -> None:
+        """Mean cosine of the two models' images of one noise: what the same of controls is compared with."""
+        base = measured[BASE]
+        pairs = paired_cosines(base.features, measured[self.model_id].features)
+        identity: Row = {"run_id": self.run_id, "model_id": self.model_id, "judge_id": said_by, "split": split}
+        said = {"kind": "neutral", "measure": "paired_similarity", "unit": "cosine"}
+        found = self._estimate(pairs, base.prompt_ids, "paired_similarity", split)
+        self.scores.append({**identity, **said, **_numbers(found)})
 
     def _shards(self, model: str, purpose: str) -> list[ArtifactRef]:
         return plan_shards(self.workspace, self.run_id, self.config, model, purpose)
