@@ -39,6 +39,7 @@ UNITS = {
     "round": "index",
     "count": "images",
     "images": "images",
+    "left_out": "images",
     "half_width": "1",
     "wanted": "1",
     "target": "share",

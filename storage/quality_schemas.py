@@ -1,5 +1,7 @@
 """Tables of image quality: what was scored, by whom, and how far the models' images are from each other."""
 
+import pyarrow as pa
+
 from storage.columns import AXIS, F64, I32, JUDGE, MODEL, RUN, SPLIT, STR, VALUES, N, TableSpec
 
 QUALITY_TABLES: dict[str, TableSpec] = {
@@ -65,6 +67,23 @@ QUALITY_TABLES: dict[str, TableSpec] = {
             ("null_mean", F64, "mean of 19 values with the sides swapped pair by pair at random"),
             ("null_high", F64, "largest of them: passed once in 20 times by models that draw alike"),
             ("n", I32, "images a side"),
+        ],
+    ),
+    "entanglements": (
+        "two rows a split and axis, where persons were looked for: how much changed outside of them, same noise",
+        [
+            RUN,
+            ("base_model_id", STR, "before"),
+            MODEL,
+            JUDGE,
+            SPLIT,
+            AXIS,
+            ("changed", pa.bool_(), "of pairs whose perceived group differs; false: of those whose group is the same"),
+            ("value?", F64, "mean absolute difference of the pixels outside all persons, 0 to 1; null without a pair"),
+            ("low?", F64, "lower end of its 95% interval, over prompts"),
+            ("high?", F64, "upper end of it"),
+            ("n", I32, "pairs"),
+            ("left_out", I32, "pairs without a group or a person on a side, or that are nearly all person"),
         ],
     ),
 }

@@ -216,6 +216,7 @@ FOLDER = {
     "group_diversities": "disparities",
     "group_scores": "disparities",
     "distances": "disparities",
+    "entanglements": "disparities",
     "confusion_matrices": "corrected_shares",
 }
 # Raised with every change of a table's columns. A column that is added must be nullable, or older files are refused.

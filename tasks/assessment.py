@@ -24,18 +24,20 @@ from storage.commit import staged_artifact
 from storage.tables import write_rows
 from tasks.agreement import Classified, only_for_agreement
 from tasks.controls import PURPOSE as CONTROLS
-from tasks.controls import ControlRows, somebody_there
-from tasks.disparity_tables import DisparityTables, Measured
-from tasks.labels import labelled_samples
+from tasks.controls import control_rows
+from tasks.disparity_tables import DisparityTables, Measured, read_measured
+from tasks.entanglement import entanglement_rows
 from tasks.quality import QualityRows
 from tasks.run import BASE, builder, classifier_of, read_prompts, reference, timed
 from tasks.samplers import report_differences
 from tasks.sampling import plan_shards
-from tasks.stored_shard import StoredShard
 
 BUILDER_ROLE, JUDGE_ROLE = "builder", "judge"
 SPLITS = {"evaluation": "eval", "trained": "train"}
-TABLES = "disparities group_shares scores comparisons agreements status_counts prompt_changes group_diversities".split()
+TABLES = (
+    "disparities group_shares scores comparisons agreements status_counts prompt_changes group_diversities "
+    "entanglements"
+).split()
 MARGINS = ("min_reduction", "max_obedience_drop", "max_score_drop", "max_unknown_rise")
 Row = dict[str, object]
 
@@ -100,6 +102,7 @@ class _Assessment:
     def measure_neutral(self, purpose: str, split: str) -> None:
         models = (BASE, self.model_id)
         measured = {model: self._read(model, purpose) for model in models}
+        identity: Row = {"run_id": self.run_id, "model_id": self.model_id, "judge_id": self.judge_id, "split": split}
         measured_axes = [*self.axes, cross_axes(self.axes)] if len(self.axes) > 1 else self.axes
         for position, axis in enumerate(measured_axes):
             labels = {model: self._labels(measured[model], position) for model in models}
@@ -110,10 +113,10 @@ class _Assessment:
             for model in models:
                 self._add_disparities(model, split, axis, counts[model])
             self._compare_disparity(split, axis, counts)
-            identity: Row = {"run_id": self.run_id, "model_id": self.model_id, "judge_id": self.judge_id}
-            identity["split"] = split
             self.rows["prompt_changes"] += self.tables.changes(identity, axis, labels[BASE], labels[self.model_id])
         self._add_quality(purpose, split, measured)
+        shards = {m: plan_shards(self.workspace, self.run_id, self.config, m, purpose) for m in models}
+        self.rows["entanglements"] += entanglement_rows(identity, self.config, shards, measured)
         said = {"run_id": self.run_id, "judge_id": self.judge_id, "features_id": self.builder_id, "split": split}
         self.rows["group_diversities"] += self.tables.diversities(said, measured)
         for model in models:
@@ -219,16 +222,14 @@ class _Assessment:
             self.obeyed[axis.name] = change
 
     def measure_controls(self) -> None:
-        models = (BASE, self.model_id)
-        measured = {model: self._read(model, CONTROLS) for model in models}
-        rows = ControlRows(self.config, self.prompts, measured, judge_id=self.judge_id, builder_id=self.builder_id)
-        rows.measure_facts()
-        place = (self.workspace, self.run_id, self.config)
-        rows.measure_people({model: somebody_there(*place, model) for model in models})
-        self.control_checks = rows.checks
-        for found in rows.compared:
-            self._add_comparison("eval", found.axis, found.measure, found.said_by, found.change)
-        for kind, estimate in rows.similarities().items():
+        measured = {model: self._read(model, CONTROLS) for model in (BASE, self.model_id)}
+        found = control_rows(
+            self.workspace, self.run_id, self.config, self.prompts, measured, (self.judge_id, self.builder_id)
+        )
+        self.control_checks = found.checks
+        for row in found.compared:
+            self._add_comparison("eval", row.axis, row.measure, row.said_by, row.change)
+        for kind, estimate in found.similarities().items():
             self._add_score(kind, "paired_similarity", "cosine", self.builder_id, estimate)
 
     def take_quality(self) -> None:
@@ -251,13 +252,9 @@ class _Assessment:
         return {**identity, "verdict": decision.verdict, "reason": decision.reason, "checks": checks}
 
     def _read(self, model: str, purpose: str, *, features: bool = True) -> Measured:
-        samples = labelled_samples(self.workspace, self.run_id, self.config, model, purpose, JUDGE_ROLE)
-        self.images += len(samples)
-        return Measured(samples, self._features(model, purpose) if features else np.zeros((0, 0)))
-
-    def _features(self, model: str, purpose: str) -> np.ndarray:
-        shards = plan_shards(self.workspace, self.run_id, self.config, model, purpose)
-        return np.concatenate([StoredShard(shard, self.config).embeddings.of_whole_images for shard in shards])
+        found = read_measured(self.workspace, self.run_id, self.config, model, purpose, features=features)
+        self.images += len(found.samples)
+        return found
 
     def _labels(self, measured: Measured, position: int) -> dict[str, list[str | None]]:
         """Of every prompt's images in their order, which is the same for both models."""

@@ -108,6 +108,21 @@ class ControlRows:
         return np.random.default_rng(derive_seed(self.config.seed, "assessment", "controls", *names))
 
 
+def control_rows(
+    workspace: str,
+    run_id: str,
+    config: RunConfig,
+    prompts: Mapping[str, Prompt],
+    measured: Mapping[str, Measured],
+    ids: tuple[str, str],
+) -> ControlRows:
+    """All of it, of committed labels. ids: of judge and builder."""
+    rows = ControlRows(config, prompts, measured, judge_id=ids[0], builder_id=ids[1])
+    rows.measure_facts()
+    rows.measure_people({model: somebody_there(workspace, run_id, config, model) for model in measured})
+    return rows
+
+
 def somebody_there(workspace: str, run_id: str, config: RunConfig, model_id: str) -> list[bool]:
     """Of each control image, in the order of its shards: whether the builder sees a person, on any axis."""
     found: list[bool] = []

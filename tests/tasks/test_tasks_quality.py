@@ -8,7 +8,9 @@ import pytest
 from tiny_scorers import dino_folder
 
 from popalign_core.config import with_settings
+from popalign_core.detection import Box
 from storage.tables import read_artifact
+from tasks import stored_shard
 from tasks.assessment import assess
 from tasks.inputs import check_inputs
 from tasks.quality import missing_scores, score_shard
@@ -64,3 +66,27 @@ def test_every_image_has_a_score_in_its_group_and_the_decision_reads_it(scored_r
     (decision,) = read_artifact(reference(run.workspace, run.run_id, "decisions", MODEL), "decisions")
     (check,) = [check for check in decision["checks"] if check["name"] == "hps_quality_drop"]
     assert (check["passed"], check["value"], check["threshold"]) == (True, 0.0, 0.2)
+
+
+class HalfPerson:
+    """Finds somebody in the left half of all pictures but every fourth."""
+
+    detector_id = "detector:written-down@0"
+
+    def find(self, images: np.ndarray) -> list[list[Box]]:
+        return [[Box(0, 0, 32, 64, 0.9)] if position % 4 else [] for position in range(len(images))]
+
+
+def test_outside_of_persons_the_same_pictures_differ_by_nothing(written_run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stored_shard, "detector", lambda *_: HalfPerson())
+    run = replace(written_run, config=with_settings(written_run.config, {"detection.persons": "written/down"}))
+    for model in (BASE, MODEL):
+        for role in ("judge", "builder"):
+            samples = run.commit_samples(model, "evaluation")
+            run.commit_labels(samples, role, label if model == MODEL else lambda _: "man")
+        run.commit_labels(run.commit_samples(model, "obedience"), "judge", lambda _: "man")
+    ref = assess.fn(run.workspace, run.run_id, run.config, MODEL)
+    rows = {row["changed"]: row for row in read_artifact(ref, "entanglements") if row["split"] == "eval"}
+    # A woman where the index is a multiple of 4: just where nobody is found, so that no pair is left.
+    assert (rows[True]["value"], rows[True]["n"], rows[True]["left_out"]) == (None, 0, 4)
+    assert (rows[False]["value"], rows[False]["n"], rows[False]["left_out"]) == (0.0, 12, 4)
