@@ -95,3 +95,26 @@ def extensions(data: ReportData) -> list[Extension]:
         )
         for row in rows
     ]
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """How much changed outside persons, of pairs whose group changed and of those whose group is the same."""
+
+    axis: str
+    changed: Measured | None
+    same: Measured | None
+    changed_pairs: int
+    same_pairs: int
+    left_out: int
+
+
+def surroundings(data: ReportData) -> list[Surroundings]:
+    """By axis, on held-out neutral prompts; none where nobody was looked for."""
+    rows = matching(data.entanglements, split=HELD_OUT, judge_id=data.judge_id, model_id=data.model_id)
+    found: list[Surroundings] = []
+    for axis in dict.fromkeys(str(row["axis"]) for row in rows):
+        (changed,), (same,) = (matching(rows, axis=axis, changed=which) for which in (True, False))
+        pairs = (int(changed["n"]), int(same["n"]), int(same["left_out"]))
+        found.append(Surroundings(axis_label(axis), measured(changed), measured(same), *pairs))
+    return found

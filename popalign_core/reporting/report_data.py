@@ -53,6 +53,7 @@ class ReportData:
     group_scores: Sequence[Row] = field(default_factory=_no_rows)
     group_diversities: Sequence[Row] = field(default_factory=_no_rows)
     distances: Sequence[Row] = field(default_factory=_no_rows)
+    entanglements: Sequence[Row] = field(default_factory=_no_rows)
     extensions: Sequence[Row] = field(default_factory=_no_rows)
     agreements: Sequence[Row] = field(default_factory=_no_rows)
     status_counts: Sequence[Row] = field(default_factory=_no_rows)

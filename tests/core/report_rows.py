@@ -62,6 +62,7 @@ def good_run(seed: int = 0, images: int = 48, held_out: tuple[str, ...] = HELD_O
         group_scores=group_scores(),
         group_diversities=group_diversities(),
         distances=distances(),
+        entanglements=entanglements(),
         extensions=extensions(),
         agreements=agreements(),
         status_counts=status_counts(images * len(held_out)),
@@ -179,6 +180,23 @@ def distances():
     common = {"run_id": RUN, "base_model_id": BASE, "model_id": MODEL, "split": "eval", "features_id": BUILDER}
     return [
         common | {"measure": "frechet_to_base", "value": 3.1875, "null_mean": 0.8125, "null_high": 1.0625, "n": 384}
+    ]
+
+
+def entanglements():
+    common = {
+        "run_id": RUN,
+        "base_model_id": BASE,
+        "model_id": MODEL,
+        "judge_id": JUDGE,
+        "split": "eval",
+        "axis": GENDER,
+    }
+    return [
+        common
+        | {"changed": changed, "value": value, "low": value - 0.015625, "high": value + 0.015625}
+        | {"n": pairs, "left_out": 17}
+        for changed, value, pairs in ((True, 0.171875, 140), (False, 0.140625, 227))
     ]
 
 
@@ -368,6 +386,7 @@ def half_run() -> ReportData:
         group_scores=[],
         group_diversities=[],
         distances=[],
+        entanglements=[],
         extensions=[],
         agreements=[],
         status_counts=[],
