@@ -62,7 +62,7 @@ def _row(axis: str, found: Detection) -> tuple[str, ...]:
 def _base_shares(
     records: Sequence[Record], wanted: dict[str, object], axis: Axis, prompts: int
 ) -> tuple[np.ndarray, str]:
-    """(prompts, groups) of held-out prompts: from the last run of the same model over the same ones, judged alike, else as stated.
+    """(prompts, groups) of held-out prompts: from the last run of that model over them, judged alike, else as stated.
 
     Half an image is added to each group: what was not seen among a few images may still be there.
     """
