@@ -23,10 +23,42 @@ WHERE g.run_id = {run} AND g.judge_id = {judge} AND g.split = '{HELD_OUT}'
 GROUP BY ALL
 ORDER BY abs(after - before) DESC NULLS LAST, p.text, g.axis, g."group"
 LIMIT 20;"""
+    eval_only = f"run_id = {run} AND split = '{HELD_OUT}'"
     return (
         ("The headline: mean held-out disparity of every model", headline),
+        ("What changed, paired over prompts: disparities, unknowns, scores, obedience", _all("comparisons", eval_only)),
         ("The 20 largest changes of a group's share in one prompt", prompts),
+        ("Shares of groups, all prompts together", _all("group_shares", f"{eval_only} AND prompt_id IS NULL")),
+        ("The images behind a share, one group of one prompt", _images(run, model, data)),
+        ("Agreement of the two classifiers", _all("agreements", eval_only)),
+        ("Images without a group, and why", _all("status_counts", eval_only)),
+        ("Scores of both models", _all("scores", eval_only)),
+        ("Scores within perceived groups", _all("group_scores", eval_only)),
+        ("Diversity within perceived groups", _all("group_diversities", eval_only)),
+        ("Distance of the images from the base model's, and what chance gives", _all("distances", eval_only)),
+        ("What changed outside the person", _all("entanglements", eval_only)),
+        ("Validation by round", _all("validations", f"run_id = {run}")),
+        ("Training, step by step", _all("training_steps", f"run_id = {run}")),
+        ("Populations of each round", _all("populations", f"run_id = {run}")),
+        (
+            "The decision and its checks",
+            f"SELECT unnest(checks, recursive := true) FROM decisions WHERE run_id = {run};",
+        ),
+        ("Seconds and images by stage", f"FROM cost({run});"),
     )
+
+
+def _all(table: str, where: str) -> str:
+    return f"FROM {table} WHERE {where} ORDER BY ALL;"
+
+
+def _images(run: str, model: str, data: ReportData) -> str:
+    shown = [row for row in data.group_shares if row["prompt_id"] is not None and row["split"] == HELD_OUT]
+    if not shown:
+        return f"FROM samples WHERE run_id = {run} AND model_id = {model};"
+    axis, group = _quoted(str(shown[0]["axis"])), _quoted(str(shown[0]["group"]))
+    prompt = _quoted(str(shown[0]["prompt_id"]))
+    return f"FROM images_behind({run}, {model}, {prompt}, wanted_axis := {axis}, wanted_group := {group});"
 
 
 def _quoted(text: str) -> str:

@@ -4,7 +4,11 @@ import math
 
 import pytest
 
+from popalign_core.reporting.queries import sql_queries
+from popalign_core.reporting.report_data import ReportData
 from storage.artifacts import ArtifactRef
+from storage.catalog import query, rebuild_catalog
+from storage.layout import Workspace
 from storage.tables import read_artifact
 from tasks.assessment import assess
 from tasks.run import BASE, read_prompts, reference
@@ -114,3 +118,32 @@ def test_the_same_images_score_the_same(written_run) -> None:
     distance = only(read_artifact(ref, "distances"), measure="frechet_to_base", split="eval")
     assert distance["value"] == pytest.approx(0.0, abs=1e-6)
     assert distance["null_high"] == pytest.approx(0.0, abs=1e-6)
+
+
+def test_every_query_of_the_report_is_answered_by_the_catalog(written_run) -> None:
+    ref = assessed(written_run, lambda _: "man", alternating)
+    place = Workspace.open(ref.workspace)
+    rebuild_catalog(place)
+    data = ReportData(
+        run_id=ref.run_id,
+        created="",
+        config={},
+        versions={},
+        base_model_id=BASE,
+        model_id=MODEL,
+        judge_id=read_artifact(ref, "disparities")[0]["judge_id"],
+        builder_id="",
+        group_shares=read_artifact(ref, "group_shares"),
+    )
+    answered = {title: query(place, sql.removesuffix(";")).num_rows for title, sql in sql_queries(data)}
+    assert len(answered) > 10
+    # What this run has not done: no training, no populations, and nobody was looked for.
+    empty = {title for title, rows in answered.items() if not rows}
+    assert empty == {
+        "Validation by round",
+        "Training, step by step",
+        "Populations of each round",
+        "What changed outside the person",
+        # The labels are said by nobody, and so not by the run's judge.
+        "The images behind a share, one group of one prompt",
+    }
