@@ -17,7 +17,7 @@ from flows.people_cli import audit, study
 from flows.registry_cli import export, models, promote, rollback
 from flows.retention_cli import gc, plan
 from flows.services_cli import down, setup, up
-from flows.tables_cli import catalog, show, sql
+from flows.tables_cli import catalog, migrate, show, sql
 
 if TYPE_CHECKING:
     from popalign_core.execution import Execution
@@ -128,7 +128,22 @@ def report(run_id: str, workspace: WorkspaceOption = Path("workspace")) -> None:
     console.print(str(write_report.fn(str(place.root), run_id, run_config(str(place.root), run_id))))
 
 
-for _command in (sql, show, plan, compare_samplers, up, down, setup, models, promote, rollback, export, gc, axis):
+for _command in (
+    sql,
+    show,
+    plan,
+    compare_samplers,
+    up,
+    down,
+    setup,
+    models,
+    promote,
+    rollback,
+    export,
+    gc,
+    axis,
+    migrate,
+):
     app.command()(_command)
 app.add_typer(catalog, name="catalog")
 app.add_typer(study, name="study")
