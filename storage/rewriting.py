@@ -49,10 +49,25 @@ def old_files(workspace: Workspace) -> list[OldFile]:
 
 
 def migrate(workspace: Workspace) -> list[OldFile]:
-    """Rewrites what `old_files` lists, then the copies for queries and the catalog; returns what was rewritten.
+    """Rewrites old files, then the copies for queries and the catalog; returns what was rewritten.
 
-    Raises: RunInUse, WorkspaceTooNew, CorruptArtifact before anything is touched, for a file that is no longer what was
-    committed when it is come to; StorageFull.
+    Raises: as `rewrite_old_files`.
+    """
+    rewritten = rewrite_old_files(workspace)
+    if rewritten:
+        time.sleep(YOUNGEST_NS / 1e9)  # or what was just rewritten would not be copied
+    # Also where nothing was left to do: the rewriting before may have been killed.
+    compact(workspace)
+    rebuild_catalog(workspace)
+    return rewritten
+
+
+def rewrite_old_files(workspace: Workspace) -> list[OldFile]:
+    """Rewrites what `old_files` lists, run by run; returns it.
+
+    Raises, before anything is touched: RunInUse if any run of the workspace is worked on, WorkspaceTooNew,
+    CorruptArtifact. When a run is come to: RunInUse, CorruptArtifact for a file that is not what was committed,
+    StorageFull; what was rewritten by then stays.
     """
     files = old_files(workspace)
     for run_id in workspace.run_ids() if files else ():
@@ -64,10 +79,6 @@ def migrate(workspace: Workspace) -> list[OldFile]:
             # It may have gone on since it was listed.
             for ref, mine in groupby(_of_run(workspace, run_id), lambda file: file.ref):
                 rewritten += _rewrite(workspace, ref, list(mine))
-    if rewritten:
-        time.sleep(YOUNGEST_NS / 1e9)  # or what was just rewritten would not be copied
-    compact(workspace)
-    rebuild_catalog(workspace)
     return rewritten
 
 
