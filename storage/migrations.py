@@ -78,7 +78,7 @@ STEPS: Mapping[tuple[str, int], Step] = {
     ("group_shares", 1): Step("interval: wilson, the only one there was", _wilson),
     ("timings", 1): Step("peak_bytes, ended_at: null, they were not measured"),
     # Two branches of development raised the version to 2, each with its own column.
-    ("timings", 2): Step("peak_bytes, ended_at: as they are; null where a file has only the other one"),
+    ("timings", 2): Step("of peak_bytes and ended_at, the one that is missing: null"),
 }
 
 
