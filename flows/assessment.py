@@ -4,16 +4,19 @@ from prefect import flow
 
 from flows.holding import holding
 from flows.measurement import measurement
-from flows.measuring import draw_and_classify
+from flows.measuring import classify, draw_and_classify
 from flows.placement import resolved, run_stage
 from popalign_core.config import RunConfig
 from popalign_core.execution import AUTO, Execution
 from storage.artifacts import ArtifactRef
 from tasks.agreement import PURPOSE as AGREEMENT
+from tasks.controls import PURPOSE as CONTROLS
+from tasks.precision import extend_evaluation
 from tasks.run import BASE, reference, run_config
+from tasks.sampling import EVALUATION
 from tasks.shards import missing_decisions
 
-PURPOSES = ("evaluation", "trained", "obedience")
+PURPOSES = (EVALUATION, "trained", "obedience")
 
 
 @flow(name="assessment", flow_run_name="assessment {run_id} {model_id}")
@@ -35,11 +38,19 @@ def assessment(
     """
     settings, execution = run_config(workspace, run_id, config), resolved(execution)
     with holding(workspace, run_id):
-        for model in dict.fromkeys((BASE, model_id)):
-            for purpose in PURPOSES:
+        purposes = (*PURPOSES, CONTROLS) if settings.expansion.controls else PURPOSES
+        models = tuple(dict.fromkeys((BASE, model_id)))
+        for model in models:
+            for purpose in purposes:
                 draw_and_classify(run_id, model, purpose, "judge", workspace, settings, execution)
+        while extend_evaluation(workspace, run_id, settings, model_id):
+            for model in models:
+                draw_and_classify(run_id, model, EVALUATION, "judge", workspace, settings, execution)
+        for model in models:
+            if settings.expansion.controls:
+                classify(run_id, model, CONTROLS, "builder", workspace, settings, execution)
             if settings.classification.agreement:
-                draw_and_classify(run_id, model, AGREEMENT, "builder", workspace, settings, execution)
+                classify(run_id, model, AGREEMENT, "builder", workspace, settings, execution)
         run_stage(
             measurement,
             execution,

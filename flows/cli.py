@@ -16,6 +16,7 @@ from flows.in_process import quiet_prefect, split_execution, without_heartbeat
 from flows.people_cli import audit, study
 from flows.registry_cli import export, models, promote, rollback
 from flows.retention_cli import gc, plan
+from flows.scorers_cli import scorers
 from flows.services_cli import down, setup, up
 from flows.tables_cli import catalog, migrate, show, sql
 
@@ -141,13 +142,14 @@ for _command in (
     rollback,
     export,
     gc,
-    axis,
     migrate,
+    axis,
 ):
     app.command()(_command)
 app.add_typer(catalog, name="catalog")
 app.add_typer(study, name="study")
 app.add_typer(audit, name="audit")
+app.add_typer(scorers, name="scorers")
 
 
 def _execute(started: "RunStart", workspace: Path, execution: "Execution", again: str) -> None:

@@ -20,19 +20,39 @@ def draw_and_classify(
     execution: Execution,
 ) -> None:
     """Runs sampling and classification of one purpose where the work is placed. execution: resolved."""
-    place = {"run_id": run_id, "model_id": model_id, "purpose": purpose, "workspace": workspace, "config": config}
     run_stage(
         sampling,
         execution,
         lambda: missing_samples(workspace, run_id, config, model_id, purpose),
         f"sampling {run_id} {model_id} {purpose}",
-        **place,
+        run_id=run_id,
+        model_id=model_id,
+        purpose=purpose,
+        workspace=workspace,
+        config=config,
     )
+    classify(run_id, model_id, purpose, role, workspace, config, execution)
+
+
+def classify(
+    run_id: str,
+    model_id: str,
+    purpose: str,
+    role: Literal["builder", "judge"],
+    workspace: str,
+    config: RunConfig,
+    execution: Execution,
+) -> None:
+    """The same of images that are drawn already."""
     run_stage(
         classification,
         execution,
         lambda: missing_attributes(workspace, run_id, config, model_id, purpose, role),
         f"classification {run_id} {model_id} {purpose} {role}",
-        **place,
+        run_id=run_id,
+        model_id=model_id,
+        purpose=purpose,
+        workspace=workspace,
+        config=config,
         role=role,
     )

@@ -13,6 +13,7 @@ from popalign_core.execution import AUTO, Execution
 from popalign_core.presets import PresetName, chosen_config
 from tasks.drift import report_drift
 from tasks.registry import promote_model, starting_config
+from tasks.trend import refresh_trend
 
 
 @flow(name="nightly", flow_run_name="nightly {preset_name}")
@@ -49,6 +50,7 @@ def nightly(
         )
     summary = summary_of(state)
     report_drift(workspace, run_id, series)
+    refresh_trend(workspace)
     if promote and summary.verdict == "promote":
         promote_model(workspace, run_id, reason="nightly run")
     # A state of its own: Prefect would sum up the one of debias as "1/1 states failed".

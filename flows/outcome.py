@@ -9,7 +9,7 @@ from tasks.summary import RunSummary
 
 HELD, QUALITY_GATE_FAILED = "Held", "QualityGateFailed"
 # Checks of a decision that are not about the disparity itself.
-QUALITY_CHECKS = ("_obedience_drop", "_score_drop", "_unknown_rise")
+QUALITY_CHECKS = ("_obedience_drop", "_score_drop", "_unknown_rise", "_quality_drop", "_fact_drop", "people_rise")
 
 
 class NotPromoted(Exception):

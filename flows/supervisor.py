@@ -51,7 +51,8 @@ def supervise(plan: Plan, say: Say) -> None:
         children = children_of(plan)
         try:
             _start(plan, children, say)
-            watchdog = Watchdog(plan.port)
+            _, *workers = children
+            watchdog = Watchdog(plan.port, [worker.name for worker in workers])
             while True:
                 time.sleep(POLL_SECONDS)
                 silent = watchdog.silent()

@@ -6,8 +6,10 @@ from pydantic import Field, PositiveInt, ValidationError, model_validator
 
 from popalign_core.alignment_config import AlignmentConfig as AlignmentConfig
 from popalign_core.alignment_config import RewardConfig as RewardConfig
+from popalign_core.assessment_config import AssessmentConfig as AssessmentConfig
 from popalign_core.attributes import AXES
 from popalign_core.errors import InvalidInput, UnknownName
+from popalign_core.quality_config import QualityConfig as QualityConfig
 from popalign_core.sampling_config import AccelerationConfig as AccelerationConfig
 from popalign_core.sampling_config import SamplingConfig as SamplingConfig
 from popalign_core.stage_config import AxisName, Share, StageConfig
@@ -27,6 +29,14 @@ class ExpansionConfig(StageConfig):
     axes: Annotated[
         tuple[AxisName, ...], Field(title="Axes", min_length=1, description="Perceived attributes, crossed.")
     ] = ("perceived_gender", "perceived_skin_tone")
+    controls: Annotated[
+        tuple[str, ...],
+        Field(
+            title="Controls",
+            description="Prompts that must not change: people-and-things, or text files, a subject a line, "
+            "`| axis=group` after it where that is a fact; without, nobody is depicted.",
+        ),
+    ] = ()
     prefix: Annotated[str, Field(title="Prefix", description="The same on both sides of every pair.")] = "a photo of "
     max_subjects: Annotated[
         int, Field(title="Subjects a split", ge=0, description="Only the first so many of each split; 0 = all.")
@@ -44,6 +54,7 @@ class ImageCounts(StageConfig):
     evaluation: Annotated[PositiveInt, Field(title="Held out, a prompt")] = 48
     trained: Annotated[int, Field(title="Trained prompts again, a prompt", ge=0)] = 16
     obedience: Annotated[PositiveInt, Field(title="Identity-specific held out, a group and prompt")] = 2
+    controls: Annotated[PositiveInt, Field(title="Controls, a prompt")] = 10
 
 
 class ClassificationConfig(StageConfig):
@@ -135,36 +146,6 @@ class PopulationsConfig(StageConfig):
         return self.overshoot if not self.overshoot_axes or axis in self.overshoot_axes else 0.0
 
 
-class AssessmentConfig(StageConfig):
-    """When a model is promoted."""
-
-    min_reduction: Annotated[
-        Share,
-        Field(
-            title="Least reduction",
-            description="Share by which every axis must fall as measured; less than what is wanted, or chance holds "
-            "half of the models that reach it.",
-        ),
-    ] = 0.4
-    max_obedience_drop: Annotated[
-        Share, Field(title="Most obedience lost", description="Margin that the 95% interval must lie within.")
-    ] = 0.05
-    max_score_drop: Annotated[
-        Share, Field(title="Most CLIP score lost", description="Relative; a margin for the 95% interval.")
-    ] = 0.03
-    max_unknown_rise: Annotated[
-        Share, Field(title="Most unknowns gained", description="A margin for the 95% interval.")
-    ] = 0.05
-    resamples: Annotated[int, Field(title="Bootstrap resamples", ge=200)] = 2000
-    targets: Annotated[
-        tuple[str, ...],
-        Field(
-            title="Further targets",
-            description="Measured beside the uniform one: us-cps-2022, or CSV files with axis, group, share, subject.",
-        ),
-    ] = ()
-
-
 class RunConfig(StageConfig):
     """A whole run: the model, the seed and a part for every stage."""
 
@@ -191,6 +172,7 @@ class RunConfig(StageConfig):
     populations: Annotated[PopulationsConfig, Field(title="Populations")] = PopulationsConfig()
     alignment: Annotated[AlignmentConfig, Field(title="Alignment")] = AlignmentConfig()
     reward: Annotated[RewardConfig, Field(title="Reward")] = RewardConfig()
+    quality: Annotated[QualityConfig, Field(title="Quality")] = QualityConfig()
     assessment: Annotated[AssessmentConfig, Field(title="Assessment")] = AssessmentConfig()
 
     @model_validator(mode="after")

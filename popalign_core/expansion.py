@@ -21,7 +21,7 @@ from popalign_core.subjects import (
 )
 from popalign_core.wording import is_couple, neutral_wording, specific_wording
 
-Kind = Literal["neutral", "specific"]
+Kind = Literal["neutral", "specific", "fact", "no_person"]
 PREFIX = "a photo of "
 
 
@@ -29,7 +29,8 @@ PREFIX = "a photo of "
 class Prompt:
     """One caption. A specific one names a group on every axis and has the neutral one as its parent.
 
-    requested: group by axis name, in the order of the axes; empty for a neutral prompt.
+    requested: group by axis name, in the order of the axes; empty for a neutral prompt. Of a fact (a control: see
+    `controls`): the groups that are known of who is depicted.
     """
 
     prompt_id: str

@@ -11,6 +11,7 @@ from popalign_core.config import (
     ExpansionConfig,
     ImageCounts,
     PopulationsConfig,
+    QualityConfig,
     RunConfig,
     SamplingConfig,
     with_settings,
@@ -38,12 +39,17 @@ _EMOJI = RunConfig(
 )
 _SDXL = RunConfig(
     model="stabilityai/stable-diffusion-xl-base-1.0",
-    expansion=ExpansionConfig(prompts=("sdxl-occupations",), axes=("perceived_gender", "perceived_race")),
+    expansion=ExpansionConfig(
+        prompts=("sdxl-occupations",),
+        axes=("perceived_gender", "perceived_race"),
+        controls=("people-and-things",),
+    ),
     sampling=SamplingConfig(steps=30, batch_size=16, dtype="bfloat16"),
     images=ImageCounts(train_neutral=100, train_specific=10, validation=48, evaluation=100, trained=0, obedience=10),
     classification=ClassificationConfig(builder="ViT-L-14@datacomp_xl_s13b_b90k", judge="./judges/fairface"),
     detection=DetectionConfig(persons="PekingU/rtdetr_v2_r50vd"),
     populations=PopulationsConfig(size=100),
+    quality=QualityConfig(scorers=("pickscore", "dinov2")),
     assessment=AssessmentConfig(targets=("us-cps-2022",)),
     alignment=AlignmentConfig(
         steps=250,

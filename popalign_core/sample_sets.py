@@ -12,7 +12,7 @@ from popalign_core.seeds import sample_seed
 
 # Trained prompts are measured on noise that no round has used.
 TRAINED_FIRST = 1_000_000
-Purpose = Literal["validation", "evaluation", "trained", "obedience", "round"]
+Purpose = Literal["validation", "evaluation", "trained", "obedience", "controls", "round"]
 
 
 @dataclass(frozen=True)
@@ -32,14 +32,16 @@ class Slice:
 def slices(purpose: str, images: ImageCounts, round_index: int = 1) -> list[Slice]:
     """What a purpose draws. Every round has images of its own, with the same indices for neutral and specific prompts.
 
-    Raises: UnknownName.
+    A further "round" of the evaluation draws as many as all before it. Raises: UnknownName.
     """
     first = (round_index - 1) * images.train_neutral
+    doubled = images.evaluation * 2 ** max(round_index - 2, 0)
     known = {
         "validation": [Slice("validation", "neutral", 0, images.validation, images.validation)],
-        "evaluation": [Slice("eval", "neutral", 0, images.evaluation, images.evaluation)],
+        "evaluation": [Slice("eval", "neutral", doubled if round_index > 1 else 0, doubled, doubled)],
         "trained": [Slice("train", "neutral", TRAINED_FIRST, images.trained, images.trained)],
         "obedience": [Slice("eval", "specific", 0, images.obedience, images.evaluation)],
+        "controls": [Slice("eval", kind, 0, images.controls, images.controls) for kind in ("fact", "no_person")],
         "round": [
             Slice("train", "neutral", first, images.train_neutral, images.train_neutral),
             Slice("train", "specific", first, images.train_specific, images.train_neutral),

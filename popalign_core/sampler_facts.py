@@ -37,6 +37,7 @@ def sampler_facts(model: "TextToImageModel", settings: "SamplingSettings") -> di
         "width": settings.width or model.native_size,
         "attention": used_kernel(model.network, settings.attention),
         "skip_empty_attention": settings.guidance_scale > 1 and skips_empty_attention(model, settings.acceleration),
+        "channels_last": settings.acceleration.in_channels_last(model.device.type),
         "vae_dtype": str(model.pipeline.vae.dtype).removeprefix("torch."),
         "vae_batch": min(settings.acceleration.vae_batch or settings.batch_size, settings.batch_size),
     }

@@ -2,8 +2,9 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
 
+from popalign_core.acceleration import Layout
 from popalign_core.approximations import ApproximateConfig
 from popalign_core.stage_config import StageConfig
 
@@ -69,7 +70,9 @@ class AccelerationConfig(StageConfig):
     skip_empty_attention: Annotated[
         bool, Field(title="Skip empty attention", description="No cross-attention where an all-zero prompt stands.")
     ] = True
-    channels_last: Annotated[bool, Field(title="Channels last", description="Memory layout of UNet and VAE.")] = True
+    channels_last: Annotated[
+        Layout, Field(title="Channels last", description="Memory layout of UNet and VAE; auto = on a GPU.")
+    ] = "auto"
     compile: Annotated[
         Literal["none", "regional", "full"],
         Field(title="Compile", description="Each transformer block, or the whole UNet; minutes at the start."),
@@ -90,3 +93,9 @@ class AccelerationConfig(StageConfig):
     encoding_threads: Annotated[
         PositiveInt, Field(title="Encoding threads", description="They compress images while the next are drawn.")
     ] = 2
+
+    @field_validator("channels_last", mode="before")
+    @classmethod
+    def _written_before(cls, value: object) -> object:
+        """Runs of before it had three values have true or false."""
+        return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value

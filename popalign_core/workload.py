@@ -7,6 +7,7 @@ from typing import Literal
 
 from popalign_core.attributes import AXES
 from popalign_core.config import RunConfig
+from popalign_core.controls import CONTROLS, load_controls
 from popalign_core.prompt_sets import load_subjects
 from popalign_core.sample_sets import slices
 from popalign_core.subjects import SPLITS
@@ -21,8 +22,9 @@ GROUPS = {
     "evaluation": "held-out prompts",
     "trained": "trained prompts again",
     "obedience": "identity-specific held-out prompts",
+    "controls": "controls",
 }
-ASSESSED = ("evaluation", "trained", "obedience")
+ASSESSED = ("evaluation", "trained", "obedience", "controls")
 
 
 @dataclass(frozen=True)
@@ -83,8 +85,10 @@ def workload(config: RunConfig) -> Workload:
     neutral = {str(split): taken[split] for split in SPLITS}
     specific = {split: count * cells for split, count in neutral.items()}
 
+    controls = Counter(prompt.kind for prompt in load_controls(config.expansion.controls, ""))
+
     def images(purpose: str) -> int:
-        prompts = {"neutral": neutral, "specific": specific}
+        prompts = {"neutral": neutral, "specific": specific, **{kind: {"eval": controls[kind]} for kind in CONTROLS}}
         return sum(prompts[part.kind][part.split] * part.per_prompt for part in slices(purpose, config.images))
 
     sets = [ImageSet(BASE, "validation", images("validation"), "builder")]
@@ -98,7 +102,7 @@ def workload(config: RunConfig) -> Workload:
                 most = neutral["train"] * config.images.train_neutral
                 sets.append(ImageSet(parent, f"counterfactual-{number}", most, "builder", at_most=True))
         sets.append(ImageSet(f"round-{number}", "validation", images("validation"), "builder"))
-    seconded = {"evaluation"} if config.classification.agreement else set[str]()
+    seconded = {"evaluation", "controls"} if config.classification.agreement else {"controls"}
     sets += [
         ImageSet(model, purpose, images(purpose), "judge", seconded=purpose in seconded)
         for model in (BASE, KEPT)

@@ -31,8 +31,8 @@ class Embeddings:
         return self.vectors[np.asarray(self.regions, dtype=int) == 0]
 
 
-def write_embeddings(folder: Path, run_id: str, model_id: str, found: Embeddings) -> None:
-    """Writes `embeddings.parquet` into a staged folder."""
+def write_embeddings(folder: Path, run_id: str, model_id: str, found: Embeddings, table: str = TABLE) -> None:
+    """Writes `<table>.parquet` into a staged folder. table: embeddings or image_features."""
     rows, width = found.vectors.shape
     flat = pa.array(np.ascontiguousarray(found.vectors, dtype=np.float32).ravel(), type=pa.float32())
     offsets = pa.array(np.arange(0, (rows + 1) * width, width or 1, dtype=np.int32)[: rows + 1])
@@ -43,17 +43,17 @@ def write_embeddings(folder: Path, run_id: str, model_id: str, found: Embeddings
         "region": found.regions,
         "embedder_id": [found.embedder_id] * rows,
     }
-    expected = schema(TABLE)
+    expected = schema(table)
     arrays = [pa.array(columns[name], type=expected.field(name).type) for name in columns]
     vectors = pa.ListArray.from_arrays(offsets, flat)
-    write_rows(folder, TABLE, pa.Table.from_arrays([*arrays, vectors], names=[*columns, "vector"]))
+    write_rows(folder, table, pa.Table.from_arrays([*arrays, vectors], names=[*columns, "vector"]))
 
 
 def read_embeddings(ref: ArtifactRef) -> Embeddings:
     """Of one committed artifact. Raises: NotCommitted, CorruptArtifact."""
     if not is_committed(ref):
-        raise NotCommitted(f"embeddings/{ref.key} of run {ref.run_id} in {ref.workspace} are not committed.")
-    table = read_table(Workspace(Path(ref.workspace)), ref.run_id, TABLE, keys=[ref.key])
+        raise NotCommitted(f"{ref.table}/{ref.key} of run {ref.run_id} in {ref.workspace} are not committed.")
+    table = read_table(Workspace(Path(ref.workspace)), ref.run_id, ref.table, keys=[ref.key])
     vectors = table["vector"].combine_chunks()
     flat = vectors.flatten().to_numpy(zero_copy_only=False)
     embedders: Sequence[str] = table["embedder_id"].to_pylist()

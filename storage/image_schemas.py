@@ -133,4 +133,27 @@ IMAGE_TABLES: dict[str, TableSpec] = {
             ("vector", pa.list_(F32), "unit features"),
         ],
     ),
+    "image_scores": (
+        "one row an image and scorer, where `quality.scorers` names one that gives numbers",
+        [
+            RUN,
+            MODEL,
+            SAMPLE,
+            PROMPT,
+            ("scorer_id", STR, "who said so, with the digest of its weights"),
+            ("measure", STR, "kind of scorer"),
+            ("value", F32, "its score, in the unit that `scores` names"),
+        ],
+    ),
+    "image_features": (
+        "one row an image as a network of `quality.scorers` sees it: sets of images are compared in these",
+        [
+            RUN,
+            MODEL,
+            SAMPLE,
+            REGION,
+            ("embedder_id", STR, "network of the vector, with the digest of its weights"),
+            ("vector", pa.list_(F32), "features"),
+        ],
+    ),
 }

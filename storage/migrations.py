@@ -76,6 +76,7 @@ STEPS: Mapping[tuple[str, int], Step] = {
         "stratum: null, that level did not exist; null_low, null_high: null, they were not simulated"
     ),
     ("group_shares", 1): Step("interval: wilson, the only one there was", _wilson),
+    ("seed_summaries", 1): Step("sampling, between, between_low, between_high: null, they were not computed"),
     ("timings", 1): Step("peak_bytes, ended_at: null, they were not measured"),
     # Two branches of development raised the version to 2, each with its own column.
     ("timings", 2): Step("of peak_bytes and ended_at, the one that is missing: null"),

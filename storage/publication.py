@@ -13,3 +13,11 @@ def publish_file(workspace: Workspace, run_id: str, name: str, content: bytes) -
         make_folder(path.parent)
         write_in_one_step(path, content)
     return path
+
+
+def publish_page(workspace: Workspace, name: str, content: bytes) -> Path:
+    """The same beside the catalog: about all runs. Raises: InvalidName, StorageFull."""
+    path = workspace.root / check_name("file name", name)
+    with disk_errors(path):
+        write_in_one_step(path, content)
+    return path

@@ -21,6 +21,7 @@ from storage.columns import (
 from storage.errors import SchemaMismatch
 from storage.image_schemas import IMAGE_TABLES
 from storage.people_schemas import PEOPLE_TABLES
+from storage.quality_schemas import QUALITY_TABLES
 
 TABLES: dict[str, TableSpec] = {
     "runs": (
@@ -47,11 +48,11 @@ TABLES: dict[str, TableSpec] = {
             SPLIT,
             ("suite", STR, "prompt set it comes from"),
             ("subject", STR, "who is depicted"),
-            ("kind", STR, "neutral, or specific (names a group)"),
+            ("kind", STR, "neutral, specific (names a group), or a control: fact, no_person"),
             ("parent_id?", STR, "the neutral prompt of a specific one"),
             ("text", STR, "as given to the model"),
             ("prefix", STR, "beginning of the text, the same on both sides of a pair"),
-            ("requested", pa.map_(STR, STR), "axis -> group that the text names"),
+            ("requested", pa.map_(STR, STR), "axis -> group that the text names, or that is a fact of who is depicted"),
         ],
     ),
     **IMAGE_TABLES,
@@ -158,6 +159,7 @@ TABLES: dict[str, TableSpec] = {
         ],
     ),
     **ASSESSMENT_TABLES,
+    **QUALITY_TABLES,
     **PEOPLE_TABLES,
     "timings": (
         "one row a piece of work; not part of a run's identity",
@@ -212,6 +214,9 @@ FOLDER = {
     "target_shares": "disparities",
     "prompt_changes": "disparities",
     "group_diversities": "disparities",
+    "group_scores": "disparities",
+    "distances": "disparities",
+    "entanglements": "disparities",
     "confusion_matrices": "corrected_shares",
 }
 # Raised with every change of a table's columns, with a step in `storage.migrations` that takes older files along. A
@@ -220,6 +225,7 @@ VERSIONS = dict.fromkeys(TABLES, 1) | {
     "disparities": 2,
     "group_shares": 2,
     "populations": 2,
+    "seed_summaries": 2,
     "models": 3,
     "timings": 3,
     "training_steps": 2,

@@ -8,10 +8,10 @@ import numpy as np
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from popalign_core.assessment.decision import Thresholds, decide
+from popalign_core.assessment.decision import Check, Thresholds, decide, quality_drop
 from popalign_core.assessment.disparity import l2_discrepancy
 from popalign_core.assessment.obedience import Answers, compare_obedience, obedience
-from popalign_core.assessment.quality import clip_score, compare_scores, estimate_score, frechet_distance
+from popalign_core.assessment.quality import clip_score
 from popalign_core.assessment.resampling import Comparison, Estimate
 from popalign_core.assessment.uncertainty import compare, compare_unknown, share_interval
 from popalign_core.attributes import AXES, CROSSING, Axis, cross_axes
@@ -23,16 +23,22 @@ from storage.artifacts import ArtifactRef, is_committed
 from storage.commit import staged_artifact
 from storage.tables import write_rows
 from tasks.agreement import Classified, only_for_agreement
-from tasks.disparity_tables import DisparityTables, Measured
-from tasks.labels import labelled_samples
+from tasks.controls import PURPOSE as CONTROLS
+from tasks.controls import control_rows
+from tasks.disparity_tables import DisparityTables, Measured, read_measured
+from tasks.entanglement import entanglement_rows
+from tasks.quality import QualityRows
 from tasks.run import BASE, builder, classifier_of, read_prompts, reference, timed
 from tasks.samplers import report_differences
 from tasks.sampling import plan_shards
-from tasks.stored_shard import StoredShard
 
 BUILDER_ROLE, JUDGE_ROLE = "builder", "judge"
 SPLITS = {"evaluation": "eval", "trained": "train"}
-TABLES = "disparities group_shares scores comparisons agreements status_counts prompt_changes group_diversities".split()
+TABLES = (
+    "disparities group_shares scores comparisons agreements status_counts prompt_changes group_diversities "
+    "entanglements"
+).split()
+MARGINS = ("min_reduction", "max_obedience_drop", "max_score_drop", "max_unknown_rise")
 Row = dict[str, object]
 
 
@@ -48,7 +54,7 @@ def assess(workspace: str, run_id: str, config: RunConfig, model_id: str) -> Art
     decision = reference(workspace, run_id, "decisions", model_id)
     if is_committed(ref) and is_committed(decision):
         return ref
-    purposes = (*SPLITS, "obedience")
+    purposes = (*SPLITS, "obedience", *([CONTROLS] if config.expansion.controls else []))
     shards = [
         s for model in (BASE, model_id) for p in purposes for s in plan_shards(workspace, run_id, config, model, p)
     ]
@@ -59,6 +65,9 @@ def assess(workspace: str, run_id: str, config: RunConfig, model_id: str) -> Art
             if plan_shards(workspace, run_id, config, BASE, purpose):
                 assessment.measure_neutral(purpose, split)
         assessment.measure_obedience()
+        if config.expansion.controls:
+            assessment.measure_controls()
+        assessment.take_quality()
         facts["items"] = assessment.images
         with staged_artifact(ref) as folder:
             for name, rows in assessment.rows.items():
@@ -84,7 +93,8 @@ class _Assessment:
         self.images = 0
         self.unknown: dict[str, Comparison] = {}
         self.obeyed: dict[str, Comparison] = {}
-        self.score: Comparison | None = None
+        self.control_checks: list[Check] = []
+        self.quality = QualityRows(workspace, run_id, config, model_id, self.judge_id)
 
     def rng(self, *names: str) -> np.random.Generator:
         return np.random.default_rng(derive_seed(self.config.seed, "assessment", *names))
@@ -92,6 +102,7 @@ class _Assessment:
     def measure_neutral(self, purpose: str, split: str) -> None:
         models = (BASE, self.model_id)
         measured = {model: self._read(model, purpose) for model in models}
+        identity: Row = {"run_id": self.run_id, "model_id": self.model_id, "judge_id": self.judge_id, "split": split}
         measured_axes = [*self.axes, cross_axes(self.axes)] if len(self.axes) > 1 else self.axes
         for position, axis in enumerate(measured_axes):
             labels = {model: self._labels(measured[model], position) for model in models}
@@ -102,10 +113,10 @@ class _Assessment:
             for model in models:
                 self._add_disparities(model, split, axis, counts[model])
             self._compare_disparity(split, axis, counts)
-            identity: Row = {"run_id": self.run_id, "model_id": self.model_id, "judge_id": self.judge_id}
-            identity["split"] = split
             self.rows["prompt_changes"] += self.tables.changes(identity, axis, labels[BASE], labels[self.model_id])
-        self._add_scores(split, measured)
+        self._add_quality(purpose, split, measured)
+        shards = {m: plan_shards(self.workspace, self.run_id, self.config, m, purpose) for m in models}
+        self.rows["entanglements"] += entanglement_rows(identity, self.config, shards, measured)
         said = {"run_id": self.run_id, "judge_id": self.judge_id, "features_id": self.builder_id, "split": split}
         self.rows["group_diversities"] += self.tables.diversities(said, measured)
         for model in models:
@@ -164,43 +175,20 @@ class _Assessment:
             self.held_out[axis.name] = change
             self.unknown[axis.name] = rise
 
-    def _add_scores(self, split: str, measured: Mapping[str, Measured]) -> None:
-        base, aligned = measured[BASE], measured[self.model_id]
+    def _add_quality(self, purpose: str, split: str, measured: Mapping[str, Measured]) -> None:
         texts = builder(self.config.classification.builder, self.config.device)
-        names = sorted(set(base.prompt_ids))
-        vectors = dict(
-            zip(names, texts.text_features([self.prompts[name].text for name in names]).numpy(), strict=True)
-        )
+        names = sorted(set(measured[BASE].prompt_ids))
+        found = texts.text_features([self.prompts[name].text for name in names]).numpy()
+        vectors = dict(zip(names, found, strict=True))
         scores = {
             model: clip_score(m.features, np.stack([vectors[prompt] for prompt in m.prompt_ids]))
             for model, m in measured.items()
         }
-        for model, values in scores.items():
-            estimate = estimate_score(
-                values,
-                measured[model].prompt_ids,
-                rng=self.rng("clip", split),
-                resamples=self.config.assessment.resamples,
-            )
-            self._add_score(model, split, "neutral", "clip_score", "100 x cosine", self.builder_id, estimate)
-        self.rows["scores"].append(self._frechet_row(split, base, aligned))
-        change = compare_scores(
-            scores[BASE],
-            scores[self.model_id],
-            base.prompt_ids,
-            aligned.prompt_ids,
-            rng=self.rng("clip", split),
-            resamples=self.config.assessment.resamples,
-        )
-        self._add_comparison(split, "", "clip_score", self.builder_id, change)
-        if split == "eval":
-            self.score = change
-
-    def _frechet_row(self, split: str, base: Measured, aligned: Measured) -> Row:
-        distance = frechet_distance(base.features, aligned.features)
-        nothing = float("nan")
-        estimate = Estimate(distance, nothing, nothing, len(aligned.features))
-        return self._score_row(self.model_id, split, "neutral", "frechet_to_base", "builder's features", estimate)
+        self.quality.add_scores("clip_score", "100 x cosine", self.builder_id, split, measured, scores)
+        self.quality.add_similarity(self.builder_id, split, measured)
+        features = {model: m.features for model, m in measured.items()}
+        self.quality.add_distance("frechet_to_base", self.builder_id, split, features)
+        self.quality.measure(purpose, split, measured)
 
     def measure_obedience(self) -> None:
         measured = {model: self._read(model, "obedience", features=False) for model in (BASE, self.model_id)}
@@ -222,7 +210,7 @@ class _Assessment:
                     resamples=self.config.assessment.resamples,
                 )
                 measure = f"obedience:{axis.name}"
-                self._add_score(model, "eval", "specific", measure, "share", self.judge_id, result.unknown_is_wrong)
+                self._add_score("specific", measure, "share", self.judge_id, result.unknown_is_wrong, model)
             change = compare_obedience(
                 answers[BASE],
                 answers[self.model_id],
@@ -233,21 +221,40 @@ class _Assessment:
             self._add_comparison("eval", axis.name, "obedience", self.judge_id, change)
             self.obeyed[axis.name] = change
 
+    def measure_controls(self) -> None:
+        measured = {model: self._read(model, CONTROLS) for model in (BASE, self.model_id)}
+        found = control_rows(
+            self.workspace, self.run_id, self.config, self.prompts, measured, (self.judge_id, self.builder_id)
+        )
+        self.control_checks = found.checks
+        for row in found.compared:
+            self._add_comparison("eval", row.axis, row.measure, row.said_by, row.change)
+        for kind, estimate in found.similarities().items():
+            self._add_score(kind, "paired_similarity", "cosine", self.builder_id, estimate)
+
+    def take_quality(self) -> None:
+        """Adds what the scorers said to the rows."""
+        self.rows["scores"] += self.quality.scores
+        self.rows["group_scores"], self.rows["distances"] = self.quality.group_scores, self.quality.distances
+        for split, measure, said_by, change in self.quality.changes:
+            self._add_comparison(split, "", measure, said_by, change)
+
     def decision(self) -> Row:
-        thresholds = Thresholds(**self.config.assessment.model_dump(exclude={"resamples", "targets"}))
-        decision = decide(self.held_out, self.obeyed, self.score, self.unknown, thresholds)
+        settings = self.config.assessment
+        thresholds = Thresholds(**{name: getattr(settings, name) for name in MARGINS})
+        scores = dict(self.quality.held_out)
+        clip, _ = scores.pop("clip_score", (None, 0.0))
+        margin = self.config.quality.max_drop
+        falls = [quality_drop(name, change, spread, margin) for name, (change, spread) in scores.items()]
+        decision = decide(self.held_out, self.obeyed, clip, self.unknown, thresholds, [*falls, *self.control_checks])
         checks = [{**asdict(check), "name": check.name} for check in decision.checks]
         identity: Row = {"run_id": self.run_id, "base_model_id": BASE, "model_id": self.model_id}
         return {**identity, "verdict": decision.verdict, "reason": decision.reason, "checks": checks}
 
     def _read(self, model: str, purpose: str, *, features: bool = True) -> Measured:
-        samples = labelled_samples(self.workspace, self.run_id, self.config, model, purpose, JUDGE_ROLE)
-        self.images += len(samples)
-        return Measured(samples, self._features(model, purpose) if features else np.zeros((0, 0)))
-
-    def _features(self, model: str, purpose: str) -> np.ndarray:
-        shards = plan_shards(self.workspace, self.run_id, self.config, model, purpose)
-        return np.concatenate([StoredShard(shard, self.config).embeddings.of_whole_images for shard in shards])
+        found = read_measured(self.workspace, self.run_id, self.config, model, purpose, features=features)
+        self.images += len(found.samples)
+        return found
 
     def _labels(self, measured: Measured, position: int) -> dict[str, list[str | None]]:
         """Of every prompt's images in their order, which is the same for both models."""
@@ -257,16 +264,16 @@ class _Assessment:
             for prompt, cells in measured.cells.items()
         }
 
-    def _add_score(
-        self, model: str, split: str, kind: str, measure: str, unit: str, judge_id: str, estimate: Estimate
-    ) -> None:
-        row = self._score_row(model, split, kind, measure, unit, estimate)
-        self.rows["scores"].append({**row, "judge_id": judge_id})
-
-    def _score_row(self, model: str, split: str, kind: str, measure: str, unit: str, estimate: Estimate) -> Row:
-        identity: Row = {"run_id": self.run_id, "model_id": model, "judge_id": self.builder_id, "split": split}
+    def _add_score(self, kind: str, measure: str, unit: str, said_by: str, estimate: Estimate, model: str = "") -> None:
+        """Of held-out prompts. model: empty = the aligned one."""
+        identity: Row = {
+            "run_id": self.run_id,
+            "model_id": model or self.model_id,
+            "judge_id": said_by,
+            "split": "eval",
+        }
         value = {"value": estimate.value, "low": estimate.low, "high": estimate.high, "n": estimate.n}
-        return {**identity, "kind": kind, "measure": measure, "unit": unit, **value}
+        self.rows["scores"].append({**identity, "kind": kind, "measure": measure, "unit": unit, **value})
 
     def _add_comparison(self, split: str, axis: str, measure: str, judge_id: str, change: Comparison) -> None:
         row: dict[str, Any] = {

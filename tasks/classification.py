@@ -20,6 +20,7 @@ from storage.tables import read_artifact, write_rows
 from tasks.events import announce_commit
 from tasks.progress import progress_of
 from tasks.run import classifier_of, passes, reference, timed
+from tasks.sampling import asked_for
 from tasks.stored_shard import StoredShard
 
 
@@ -65,7 +66,7 @@ def classify_shard(ref: ArtifactRef, config: RunConfig) -> ArtifactRef:
     shard = StoredShard(samples, config)
     classifier = classifier_of(role, config.classification, config.device)
     model_id, purpose, _ = samples.key.rsplit(".", 2)
-    work = f"classification {model_id} {purpose} {role}"
+    work = f"classification {model_id} {asked_for(purpose)} {role}"
     with timed(ref, "classification", pick_device(config.device).type) as facts, progress_of(work) as advance:
         if isinstance(classifier, ZeroShotClassifier):
             views = shard.views(whole=True)

@@ -15,7 +15,10 @@ from popalign_core.config import RunConfig
 from popalign_core.expansion import Prompt
 from popalign_core.population_counts import LabelledSample, by_prompt
 from popalign_core.target_shares import UNIFORM, Target, load_targets
+from tasks.labels import labelled_samples
 from tasks.run import BASE
+from tasks.sampling import plan_shards
+from tasks.stored_shard import StoredShard
 
 Row = dict[str, object]
 
@@ -36,6 +39,19 @@ class Measured:
     def prompt_ids(self) -> list[str]:
         """Of each sample."""
         return [sample.prompt_id for sample in self.samples]
+
+
+def read_measured(
+    workspace: str, run_id: str, config: RunConfig, model_id: str, purpose: str, *, features: bool = True
+) -> Measured:
+    """From the committed labels of the judge, and the vectors of the builder. features: False = without these."""
+    samples = labelled_samples(workspace, run_id, config, model_id, purpose, "judge")
+    if not features:
+        return Measured(samples, np.zeros((0, 0)))
+    shards = plan_shards(workspace, run_id, config, model_id, purpose)
+    return Measured(
+        samples, np.concatenate([StoredShard(shard, config).embeddings.of_whole_images for shard in shards])
+    )
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,20 @@
 """What a run can be refused for before anything is loaded or drawn."""
 
 from popalign_core.config import RunConfig
+from popalign_core.controls import load_controls
 from popalign_core.expansion import prompts_of
 from popalign_core.models.attribute_heads import check_heads
 from popalign_core.models.checkpoints import check_adapter, check_cacheable, check_source, check_unet
 from popalign_core.models.detectors import check_detector
+from popalign_core.models.scorers import check_scorers
 from popalign_core.models.sdxl import pick_device
 from popalign_core.models.zero_shot import check_builder
 
 
 def check_inputs(config: RunConfig) -> None:
-    """Prompts, models, classifiers, detectors and device. Raises: InvalidInput, ModelNotUsable."""
+    """Prompts, models, classifiers, detectors, scorers and device. Raises: InvalidInput, ModelNotUsable."""
     prompts_of(config.expansion)
+    load_controls(config.expansion.controls, config.expansion.prefix)
     check_source(config.model, config.sampling.image_size, config.sampling.scheduler)
     if config.model_lora:
         check_adapter(config.model_lora)
@@ -27,4 +30,5 @@ def check_inputs(config: RunConfig) -> None:
         check_detector(config.detection.persons, "person")
     if config.detection.faces:
         check_detector(config.detection.faces, "face")
+    check_scorers(config.quality.sources)
     pick_device(config.device)

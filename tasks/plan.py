@@ -12,6 +12,7 @@ from popalign_core.stated_costs import table_bytes
 from popalign_core.workload import ASSESSED, GROUPS, Workload, drawn_places, workload
 from storage.layout import MARKER, WORKSPACE_VARIABLE, Workspace
 from tasks.memory_plan import stage_footprint
+from tasks.quality import PURPOSES
 from tasks.rates import (
     Rate,
     Record,
@@ -20,6 +21,7 @@ from tasks.rates import (
     measurement_rate,
     read_records,
     sampling_rate,
+    scoring_rate,
     training_rate,
 )
 from tasks.remaining import Left, LeftSet, left_of_run, whole_run
@@ -98,6 +100,9 @@ def planned_work(config: RunConfig, workspace: str = "", run_id: str = "") -> Ru
         left = left_of_run(mine, work, records, config)
     notes += left.notes
     rows = (*_work_rows(config, work, left, records), *_disk_rows(config, left, records))
+    if rows and config.assessment.precision:
+        first, most = config.images.evaluation, config.assessment.max_images
+        notes.append(f"Counted are {first} held-out images a prompt; assessment.precision may go on to {most}.")
     if rows:
         notes.append("Not counted: starting, loading models, the report. A run may stop after fewer rounds.")
     return RunPlan(rows, tuple(notes), _free_bytes(place.root))
@@ -148,6 +153,9 @@ def _work_rows(config: RunConfig, work: Workload, left: Left, records: Sequence[
         yield replace(row, flop=pairs * stage_footprint(config, "training").flop)
     if left.measured:
         count = sum(part.images for part in work.image_sets if part.group in ASSESSED)
+        scored = sum(part.images for part in work.image_sets if part.group in PURPOSES)
+        for kind in config.quality.sources:
+            yield _timed("scoring", f"{scored:,} images, {kind}", scoring_rate(records, config, kind), scored)
         yield _timed("assessment", f"comparison over {count:,} images", measurement_rate(records, config), count)
 
 

@@ -10,10 +10,16 @@ from popalign_core.config import RunConfig
 from popalign_core.workload import BASE, workload
 from storage.tables import read_rows
 from tasks.plan import existing_workspace
-from tasks.rates import POPULATIONS, Record, flat_config, read_records
+from tasks.rates import Record, flat_config, read_records
 
 HEADINGS = ("perceived", "prompts", "disparity of the base", "images a prompt", "shown in", f"needed for {POWER:.0%}")
 SPLIT = "eval"
+# What decides a base model's shares: who draws what, and who judges it.
+SHARES = (
+    *("model", "model_lora", "model_unet", "expansion.prompts", "expansion.axes", "expansion.max_subjects"),
+    *("sampling.scheduler", "sampling.steps", "sampling.guidance_scale", "sampling.image_size"),
+    *("classification.judge", "classification.min_confidence", "detection.persons", "detection.faces"),
+)
 # Without a run to learn from: every prompt shows one group in four images of five.
 STATED_SHARE = 0.8
 
@@ -56,12 +62,12 @@ def _row(axis: str, found: Detection) -> tuple[str, ...]:
 def _base_shares(
     records: Sequence[Record], wanted: dict[str, object], axis: Axis, prompts: int
 ) -> tuple[np.ndarray, str]:
-    """(prompts, groups) of held-out prompts: from the last run over the same ones, else as stated.
+    """(prompts, groups) of held-out prompts: from the last run of that model over them, judged alike, else as stated.
 
     Half an image is added to each group: what was not seen among a few images may still be there.
     """
     for record in records:
-        if record.agrees(wanted, POPULATIONS):
+        if record.agrees(wanted, SHARES):
             where = {"model_id": BASE, "split": SPLIT, "axis": axis.name}
             columns = ["prompt_id", "group", "count"]
             rows = read_rows(record.place, record.run_id, "group_shares", equal=where, columns=columns)

@@ -236,6 +236,17 @@ def _described(rate: Rate, factor: float, unit: str, measured_at: str = "", scal
     return rate.times(factor, f"{kind}: {speed}, {rate.source}, {many}")
 
 
+def scoring_rate(records: Sequence[Record], config: RunConfig, kind: str) -> Rate:
+    """Seconds an image of one scorer of `quality.scorers`, from the last run with that kind and images of that size."""
+    wanted = flat_config(config.model_dump(mode="json"))
+    for record in records:
+        if record.agrees(wanted, ("model", "sampling.image_size")):
+            rate = _measured(record, config.device, "scoring", lambda p: p.items, suffix=f".{kind}")
+            if rate is not None:
+                return _described(rate, 1.0, "images/s")
+    return _stated(classification_cost(config.model, place_of(config.model, config.device)), "images/s")
+
+
 def _stated(cost: Cost, unit: str) -> Rate:
     rate = Rate(cost.seconds, cost.seconds, cost.seconds, cost.source)
     kind, _, rest = cost.source.partition(":")

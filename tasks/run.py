@@ -73,9 +73,11 @@ def record_run(workspace: str, run_id: str, preset: str, config: RunConfig) -> A
     check_complete(place, run_id)
     remove_leftovers(place, run_id)
     ref = reference(workspace, run_id, "runs", "config")
-    with staged_artifact(ref) as folder:
-        row = {"run_id": run_id, "preset": preset, "config_json": config.model_dump_json()}
-        write_rows(folder, "runs", [row])
+    # A setting that came with an upgrade has its default in the runs of before.
+    if not is_committed(ref) or run_config(workspace, run_id) != config:
+        with staged_artifact(ref) as folder:
+            row = {"run_id": run_id, "preset": preset, "config_json": config.model_dump_json()}
+            write_rows(folder, "runs", [row])
     now = datetime.now(UTC)
     start = reference(workspace, run_id, "starts", now.strftime("%Y%m%dT%H%M%S.%fZ"))
     with staged_artifact(start) as folder:

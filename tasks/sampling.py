@@ -27,6 +27,9 @@ from tasks.run import drawing_source, loaded_model, passes, read_prompts, refere
 from tasks.samplers import record_sampler
 from tasks.shard_writing import shard_writer
 
+# Held-out neutral prompts: the images that disparities are reported of.
+EVALUATION = "evaluation"
+
 
 def planned_requests(
     workspace: str, run_id: str, config: RunConfig, model_id: str, purpose: str
@@ -69,22 +72,42 @@ def _counterfactual_requests(planned: ArtifactRef, prompts: Sequence[Prompt], ru
     ]
 
 
+def extended(workspace: str, run_id: str, config: RunConfig) -> list[str]:
+    """Purposes by which the evaluation was extended, "evaluation-2" first; see `tasks.precision`."""
+    found: list[str] = []
+    while config.assessment.precision:
+        following = f"{EVALUATION}-{len(found) + 2}"
+        if not is_committed(reference(workspace, run_id, "extensions", following)):
+            break
+        found.append(following)
+    return found
+
+
+def asked_for(purpose: str) -> str:
+    """The purpose that a shard's images were asked for by: an extended evaluation is one."""
+    return EVALUATION if purpose.partition("-")[0] == EVALUATION else purpose
+
+
 def plan_shards(workspace: str, run_id: str, config: RunConfig, model_id: str, purpose: str) -> list[ArtifactRef]:
-    """References of all shards of a purpose ("evaluation", "round-2", ...), committed or not."""
+    """References of all shards of a purpose ("evaluation", "round-2", ...), committed or not, extensions among them."""
+    more = extended(workspace, run_id, config) if purpose == EVALUATION else []
+    return [shard for part in (purpose, *more) for shard in _shards_of(workspace, run_id, config, model_id, part)]
+
+
+def _shards_of(workspace: str, run_id: str, config: RunConfig, model_id: str, purpose: str) -> list[ArtifactRef]:
     count = ceil(len(planned_requests(workspace, run_id, config, model_id, purpose)) / config.sampling.shard_size)
     return [reference(workspace, run_id, "samples", f"{model_id}.{purpose}.{shard:05d}") for shard in range(count)]
 
 
 def images_missing(shards: Sequence[ArtifactRef], config: RunConfig) -> int:
-    """How many images of these shards of one purpose are not committed yet."""
-    if not shards:
-        return 0
-    first = shards[0]
-    model_id, purpose, _ = first.key.rsplit(".", 2)
-    total = len(planned_requests(first.workspace, first.run_id, config, model_id, purpose))
-    size = config.sampling.shard_size
-    sizes = [min(size, total - number * size) for number in range(len(shards))]
-    return sum(count for count, shard in zip(sizes, shards, strict=True) if not is_committed(shard))
+    """How many images of these shards are not committed yet."""
+    missing = 0
+    for shard in shards:
+        if not is_committed(shard):
+            model_id, purpose, number = shard.key.rsplit(".", 2)
+            total = len(planned_requests(shard.workspace, shard.run_id, config, model_id, purpose))
+            missing += min(config.sampling.shard_size, total - int(number) * config.sampling.shard_size)
+    return missing
 
 
 @task(
@@ -110,7 +133,7 @@ def sample_shard(ref: ArtifactRef, config: RunConfig) -> ArtifactRef:
     samples: list[dict[str, object]] = []
     with (
         timed(ref, "sampling", model.device.type) as facts,
-        progress_of(f"sampling {model_id} {purpose}") as advance,
+        progress_of(f"sampling {model_id} {asked_for(purpose)}") as advance,
         staged_artifact(ref) as folder,
     ):
         threads, keep_latents = config.acceleration.encoding_threads, config.sampling.keep_latents

@@ -2,14 +2,16 @@
 
 from dataclasses import asdict
 
+import numpy as np
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from popalign_core.assessment.disparity_rows import DisparityRow, measure_disparities
-from popalign_core.assessment.seed_spread import seed_spread
+from popalign_core.assessment.seed_spread import Labels, sampling_variance, seed_spread
 from popalign_core.attributes import AXES
 from popalign_core.config import RunConfig
 from popalign_core.population_counts import by_prompt, group_counts
+from popalign_core.seeds import derive_seed
 from storage.artifacts import ArtifactRef, is_committed
 from storage.commit import staged_artifact
 from storage.tables import write_rows
@@ -33,8 +35,9 @@ def record_seeds(workspace: str, run_id: str, config: RunConfig, kept: str) -> A
     if is_committed(ref):
         return ref
     models = [trained_model(round_of(kept), index) for index in range(config.alignment.seeds)]
-    before = _mean_discrepancies(workspace, run_id, config, BASE)
-    found = [_mean_discrepancies(workspace, run_id, config, model_id) for model_id in models]
+    labels = {model_id: _labels(workspace, run_id, config, model_id) for model_id in (BASE, *models)}
+    before = _mean_discrepancies(config, labels[BASE])
+    found = [_mean_discrepancies(config, labels[model_id]) for model_id in models]
     judged = {"run_id": run_id, "judge_id": classifier_name(JUDGE_ROLE, config)}
     rows: list[dict[str, object]] = []
     summaries: list[dict[str, object]] = []
@@ -42,7 +45,9 @@ def record_seeds(workspace: str, run_id: str, config: RunConfig, kept: str) -> A
         for index, (model_id, values) in enumerate(zip(models, found, strict=True)):
             own = {"value": values[axis].value, "n": values[axis].n, "unknown": values[axis].unknown}
             rows.append({**judged, "model_id": model_id, "seed_index": index, "axis": axis, **own})
-        spread = seed_spread([values[axis].value for values in found])
+        rng = np.random.default_rng(derive_seed(config.seed, "seeds", axis))
+        noise = sampling_variance([labels[model_id][axis] for model_id in models], AXES[axis], rng)
+        spread = seed_spread([values[axis].value for values in found], noise)
         summaries.append({**judged, "axis": axis, "before": before[axis].value, **asdict(spread)})
     with staged_artifact(ref) as folder:
         write_rows(folder, "seeds", rows)
@@ -50,16 +55,21 @@ def record_seeds(workspace: str, run_id: str, config: RunConfig, kept: str) -> A
     return ref
 
 
-def _mean_discrepancies(workspace: str, run_id: str, config: RunConfig, model_id: str) -> dict[str, DisparityRow]:
-    """By axis: the mean L2 over held-out prompts, as the table `disparities` has it."""
+def _labels(workspace: str, run_id: str, config: RunConfig, model_id: str) -> dict[str, Labels]:
+    """By axis and prompt, in the order of the images."""
     samples = labelled_samples(workspace, run_id, config, model_id, PURPOSE, JUDGE_ROLE)
+    return {
+        name: {prompt: [sample.cell[position] for sample in own] for prompt, own in by_prompt(samples).items()}
+        for position, name in enumerate(config.expansion.axes)
+    }
+
+
+def _mean_discrepancies(config: RunConfig, labels: dict[str, Labels]) -> dict[str, DisparityRow]:
+    """By axis: the mean L2 over held-out prompts, as the table `disparities` has it."""
     found: dict[str, DisparityRow] = {}
-    for position, name in enumerate(config.expansion.axes):
+    for name in config.expansion.axes:
         axis = AXES[name]
-        counts = {
-            prompt_id: group_counts([sample.cell[position] for sample in own], axis)
-            for prompt_id, own in by_prompt(samples).items()
-        }
+        counts = {prompt_id: group_counts(own, axis) for prompt_id, own in labels[name].items()}
         rows = measure_disparities(
             counts, axis, axis.uniform(), seed=config.seed, resamples=config.assessment.resamples
         )

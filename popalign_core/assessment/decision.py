@@ -1,12 +1,14 @@
 """Whether an aligned model may take the base model's place."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from popalign_core.assessment.resampling import Comparison
 
 NOT_MEASURED = float("nan")
+_SUFFIX = re.compile("_(quality_drop|drop|rise)$")
 
 
 @dataclass(frozen=True)
@@ -49,11 +51,13 @@ def decide(
     clip_score: Comparison | None,
     unknown_shares: Mapping[str, Comparison],
     thresholds: Thresholds,
+    further: Sequence[Check] = (),
 ) -> Decision:
     """Promotes if every check passes; what was not measured does not pass.
 
     disparities: by axis, mean L2 of held-out neutral prompts. obedience: by axis, of held-out specific prompts.
-    clip_score: of held-out neutral prompts. unknown_shares: by axis, of the same images.
+    clip_score: of held-out neutral prompts. unknown_shares: by axis, of the same images. further: checks of what else
+    was measured, as the functions below make them.
 
     A reduction (1 - after / before) must reach its threshold and the interval of the paired difference must lie below
     0. A loss is judged by non-inferiority: the whole 95% interval of the paired change must lie within the margin, so
@@ -65,12 +69,15 @@ def decide(
         checks.append(_obedience_drop(axis, obedience.get(axis), thresholds.max_obedience_drop))
         checks.append(_unknown_rise(axis, unknown_shares.get(axis), thresholds.max_unknown_rise))
     checks.append(_score_drop(clip_score, thresholds.max_score_drop))
+    checks += further
     failed = [check for check in checks if not check.passed]
     if failed or not disparities:
         return Decision("hold", _reason_to_hold(failed), tuple(checks))
+    others = "".join(f", {_SUFFIX.sub('', check.name).replace('_', ' ')}" for check in further)
     reason = (
         f"The disparity fell by at least {thresholds.min_reduction:.0%} on every axis beyond its interval, "
-        "and intervals show that neither obedience, the CLIP score nor the share of unknowns lost more than its margin."
+        f"and intervals show that neither obedience, the CLIP score{others} nor the share of unknowns lost more than "
+        "its margin."
     )
     return Decision("promote", reason, tuple(checks))
 
@@ -104,6 +111,26 @@ def _score_drop(change: Comparison | None, threshold: float) -> Check:
         return Check("clip_score_drop", False, NOT_MEASURED, None, None, threshold)
     ratio = change.ratio
     return _within_margin("clip_score_drop", 1 - ratio.value, 1 - ratio.high, 1 - ratio.low, threshold)
+
+
+def quality_drop(measure: str, change: Comparison, spread: float, margin: float) -> Check:
+    """Of a further score, in standard deviations between the base model's images. spread: that deviation."""
+    name, fall = f"{measure}_quality_drop", change.difference
+    if not spread > 0:
+        return Check(name, False, NOT_MEASURED, None, None, margin)
+    return _within_margin(name, -fall.value / spread, -fall.high / spread, -fall.low / spread, margin)
+
+
+def fact_drop(axis: str, change: Comparison, margin: float) -> Check:
+    """Of the share of images that show the group that is a fact of who is depicted."""
+    fall = change.difference
+    return _within_margin(f"{axis}_fact_drop", -fall.value, -fall.high, -fall.low, margin)
+
+
+def people_rise(change: Comparison, margin: float) -> Check:
+    """Of the share of images with a person where the prompt has none."""
+    rise = change.difference
+    return _within_margin("people_rise", rise.value, rise.low, rise.high, margin)
 
 
 def _within_margin(name: str, loss: float, low: float, high: float, margin: float) -> Check:

@@ -46,6 +46,12 @@ def clip_score(image_features: np.ndarray, text_features: np.ndarray) -> np.ndar
     return 100 * np.maximum((images * texts).sum(axis=1) / lengths, 0)
 
 
+def paired_cosines(base: np.ndarray, aligned: np.ndarray) -> np.ndarray:
+    """Of images of the same noise, row by row, (images,)."""
+    lengths = np.linalg.norm(base, axis=1) * np.linalg.norm(aligned, axis=1)
+    return (base.astype(np.float64) * aligned).sum(axis=1) / lengths
+
+
 def estimate_score(
     per_image: np.ndarray,
     prompt_ids: Sequence[str],

@@ -134,7 +134,8 @@ def _apply(model: TextToImageModel, acceleration: Acceleration) -> None:
         raise InvalidInput(f"acceleration.cuda_graphs is for SDXL, and this is {model.family.title}: turn it off.")
     if acceleration.fused_projections:
         fuse_projections(unet)
-    layout = torch.channels_last if acceleration.channels_last else torch.contiguous_format
+    in_channels_last = acceleration.in_channels_last(model.device.type)
+    layout = torch.channels_last if in_channels_last else torch.contiguous_format
     for part in (unet, vae):
         part.to(memory_format=layout)
     wanted = UnetAttention(fused=acceleration.fused_projections)

@@ -259,7 +259,7 @@ def load_pipeline(
         torch.nn.Module.to(pipeline.vae, torch.float32)  # as diffusers does for each decoding
     # The text encoders stay in main memory: see PromptEncoder.
     for part in (getattr(pipeline, family.denoiser), pipeline.vae):
-        part.to(device, memory_format=torch.channels_last)
+        part.to(device)  # the sampler gives them their memory layout
     pipeline.set_progress_bar_config(disable=True)
     for part in family.weighted:
         if (network := getattr(pipeline, part)) is not None:

@@ -226,5 +226,6 @@ def _compared(data: ReportData, **wanted: object) -> list[Row]:
 
 
 def _said_by_either(rows: Sequence[Row], data: ReportData) -> list[Row]:
-    """Rows of the run's judge, and quality in the feature space of the builder's model, which alone has one."""
-    return [row for row in rows if row["judge_id"] in (data.judge_id, data.builder_id)]
+    """Rows of the run's judge, of the builder's model, and of the scorers of this run."""
+    known = {data.judge_id, data.builder_id, *(row["scorer_id"] for row in data.group_scores)}
+    return [row for row in rows if row["judge_id"] in known]

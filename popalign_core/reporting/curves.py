@@ -131,3 +131,77 @@ def _across(position: int, count: int) -> str:
 
 def _down(value: float, ticks: Sequence[float]) -> str:
     return f"{_HEIGHT * (ticks[-1] - value) / (ticks[-1] - ticks[0]):.1f}"
+
+
+@dataclass(frozen=True)
+class TrendPoint:
+    """A run's measure on both models. breaks: what it says does not continue what was said before it."""
+
+    label: str
+    before: Measured | None
+    after: Measured | None
+    breaks: bool = False
+
+
+_MOST_LABELS = 4  # on a phone they would run into each other
+
+
+def trend_chart(points: Sequence[TrendPoint]) -> Markup:
+    """A measure over runs: base models hollow, aligned ones filled, each joined to the last that is comparable."""
+    sides = [side for point in points for side in (point.before, point.after) if side is not None]
+    ends = [end for side in sides for end in (side.value, side.low, side.high, side.floor) if end is not None]
+    if not ends:
+        return Markup('<p class="missing">No run has been measured.</p>')
+    ticks = _padded_ticks(ends)
+    parts = _grid(ticks)
+    across = [100 * (position + 0.5) / len(points) for position in range(len(points))]
+    for x, point in zip(across, points, strict=True):
+        if point.breaks:
+            at = f"{x - 50 / len(points):.2f}%"
+            parts.append(tag("line", class_="boundary", x1=at, x2=at, y1=0, y2=_HEIGHT))
+            parts.append(tag("text", "measured otherwise", class_="boundary-label", x=at, y=-6))
+    for name, shift in (("before", -3), ("after", 3)):
+        # Moved apart by pixels: of one run the two intervals would lie on each other.
+        drawn = _joined(points, across, ticks, name)
+        drawn += [mark for x, point in zip(across, points, strict=True) for mark in _marks(point, name, x, ticks)]
+        parts.append(tag("svg", *drawn, x=shift, width="100%", height=_HEIGHT, overflow="visible"))
+    every = math.ceil(len(points) / _MOST_LABELS)
+    for position in range(0, len(points), every):
+        parts.append(tag("text", points[position].label, class_="below", x=f"{across[position]:.2f}%", y=_HEIGHT + 17))
+    return _framed(parts)
+
+
+def _side_of(point: TrendPoint, name: str) -> Measured | None:
+    return point.before if name == "before" else point.after
+
+
+def _joined(points: Sequence[TrendPoint], across: Sequence[float], ticks: Sequence[float], name: str) -> list[Markup]:
+    lines: list[Markup] = []
+    last: tuple[float, str] | None = None
+    for x, point in zip(across, points, strict=True):
+        side = _side_of(point, name)
+        if point.breaks:
+            last = None
+        if side is None:
+            continue
+        here = (x, _down(side.value, ticks))
+        if last is not None:
+            ends = {"x1": f"{last[0]:.2f}%", "y1": last[1], "x2": f"{x:.2f}%", "y2": here[1]}
+            lines.append(tag("line", class_=f"trend {name}", **ends))
+        last = here
+    return lines
+
+
+def _marks(point: TrendPoint, name: str, across: float, ticks: Sequence[float]) -> list[Markup]:
+    side = _side_of(point, name)
+    if side is None:
+        return []
+    x, parts = f"{across:.2f}%", list[Markup]()
+    if side.low is not None and side.high is not None:
+        ends = {"y1": _down(side.low, ticks), "y2": _down(side.high, ticks)}
+        parts.append(tag("line", class_=f"interval-line {name}", x1=x, x2=x, **ends))
+    if side.floor is not None and name == "after":
+        at = _down(side.floor, ticks)
+        parts.append(tag("svg", tag("line", class_="floor", x1=-9, x2=3, y1=at, y2=at), x=x, overflow="visible"))
+    parts.append(tag("circle", class_=f"mark {name}", cx=x, cy=_down(side.value, ticks), r=4))
+    return parts

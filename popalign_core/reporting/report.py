@@ -2,13 +2,11 @@
 
 import json
 from dataclasses import dataclass
-from functools import cache
-
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from popalign_core.config import SamplingConfig
-from popalign_core.reporting import classifiers, comparisons, course, people, queries, shares, strips
-from popalign_core.reporting.formatting import as_text, estimate, measure_label, number, plain_words
+from popalign_core.reporting import classifiers, comparisons, course, people, quality, queries, shares, strips
+from popalign_core.reporting.formatting import measure_label, plain_words
+from popalign_core.reporting.page import environment
 from popalign_core.reporting.report_data import Measured, ReportData, matching, measured
 
 _VERDICTS = {"promote": "Promote", "hold": "Hold"}
@@ -41,7 +39,7 @@ def render_report(data: ReportData) -> str:
     """
     held_out = comparisons.prompt_charts(data, comparisons.HELD_OUT)
     return (
-        _environment()
+        environment()
         .get_template("report.html.j2")
         .render(
             data=data,
@@ -58,6 +56,10 @@ def render_report(data: ReportData) -> str:
             agreements=classifiers.agreements(data),
             unlabelled=classifiers.unlabelled(data),
             scores=comparisons.scores(data),
+            within_groups=quality.within_groups(data),
+            distances=quality.distances(data),
+            surroundings=quality.surroundings(data),
+            extensions=quality.extensions(data),
             other_measures=comparisons.other_measures(data),
             paired=comparisons.paired_numbers(data),
             studies=people.studies(data),
@@ -118,16 +120,3 @@ def missing_parts(data: ReportData) -> list[str]:
         "Decision: none taken.": data.decision is not None,
     }
     return [text for text, there in parts.items() if not there]
-
-
-@cache
-def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("popalign_core.reporting"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(number=number, estimate=estimate, words=plain_words, as_text=as_text)
-    return environment

@@ -36,11 +36,11 @@ SETTINGS = replace(
     sampling_settings(CONFIG.sampling, CONFIG.acceleration),
     dtype=os.environ.get("POPALIGN_BENCH_DTYPE", CONFIG.sampling.dtype),
 )
-PLAIN = Acceleration(skip_empty_attention=False, channels_last=False)
+PLAIN = Acceleration(skip_empty_attention=False, channels_last="off")
 SWITCHES: dict[str, dict[str, object]] = {
     "as the preset": {"acceleration": Acceleration()},
     "skip_empty_attention": {"acceleration": replace(PLAIN, skip_empty_attention=True)},
-    "channels_last": {"acceleration": replace(PLAIN, channels_last=True)},
+    "channels_last": {"acceleration": replace(PLAIN, channels_last="on")},
     "fused_projections": {"acceleration": replace(PLAIN, fused_projections=True)},
     "vae_batch 16": {"acceleration": replace(PLAIN, vae_batch=16)},
     "attention math": {"acceleration": PLAIN, "attention": "math"},

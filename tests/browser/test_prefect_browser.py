@@ -107,7 +107,7 @@ def fields(model: type[BaseModel], values: BaseModel) -> Iterator[tuple[str, str
     for name, info in model.model_fields.items():
         kind, value = info.annotation, getattr(values, name)
         if isinstance(kind, type) and issubclass(kind, BaseModel):
-            yield str(info.title), inspect.getdoc(kind) or "", None
+            yield str(info.title), info.description or inspect.getdoc(kind) or "", None
             yield from fields(kind, value)
         else:
             yield str(info.title), info.description or "", shown(value)

@@ -59,6 +59,11 @@ def good_run(seed: int = 0, images: int = 48, held_out: tuple[str, ...] = HELD_O
         comparisons=comparisons(disparities),
         group_shares=shares,
         scores=scores(),
+        group_scores=group_scores(),
+        group_diversities=group_diversities(),
+        distances=distances(),
+        entanglements=entanglements(),
+        extensions=extensions(),
         agreements=agreements(),
         status_counts=status_counts(images * len(held_out)),
         populations=populations(rng),
@@ -136,17 +141,75 @@ def l2(shares: np.ndarray, axis: Axis) -> float:
 
 def scores():
     found = []
-    for model, gender, tone, clip, frechet in ((BASE, 0.991, 0.962, 27.41, None), (MODEL, 0.984, 0.957, 27.29, 3.182)):
+    for model, gender, tone, clip in ((BASE, 0.991, 0.962, 27.41), (MODEL, 0.984, 0.957, 27.29)):
         common = {"run_id": RUN, "model_id": model, "judge_id": JUDGE, "split": "eval"}
         for axis, value in ((GENDER, gender), (TONE, tone)):
             measure = {"kind": "specific", "measure": f"obedience:{axis}", "unit": "share", "value": value}
             found.append(common | measure | {"low": value - 0.009, "high": min(1.0, value + 0.006), "n": 320})
         measure = {"kind": "neutral", "measure": "clip_score", "unit": "points", "value": clip}
         found.append(common | measure | {"low": clip - 0.31, "high": clip + 0.28, "n": 384})
-        if frechet is not None:
-            measure = {"kind": "neutral", "measure": "frechet_to_base", "unit": "judge features", "value": frechet}
-            found.append(common | measure | {"low": 2.41, "high": 4.02, "n": 384})
     return found
+
+
+def group_scores():
+    """One group is empty before."""
+    common = {"run_id": RUN, "judge_id": JUDGE, "split": "eval", "measure": "clip_score", "unit": "points"}
+    return [
+        common
+        | {"model_id": model, "scorer_id": BUILDER, "axis": GENDER, "group": group, "value": value if n else None}
+        | {"low": value - 0.5 if n else None, "high": value + 0.5 if n else None, "n": n}
+        for model, group, value, n in (
+            (BASE, "woman", 29.125, 0),
+            (BASE, "man", 27.375, 371),
+            (MODEL, "woman", 26.875, 180),
+            (MODEL, "man", 27.625, 191),
+        )
+    ]
+
+
+def group_diversities():
+    common = {"run_id": RUN, "judge_id": JUDGE, "features_id": BUILDER, "split": "eval", "axis": GENDER, "size": 80}
+    return [
+        common | {"model_id": model, "group": group, "value": value + shift, "low": value, "high": value + 3, "n": 200}
+        for model, shift in ((BASE, 0.0), (MODEL, 1.5))
+        for group, value in (("woman", 12.25), ("man", 14.75))
+    ]
+
+
+def distances():
+    common = {"run_id": RUN, "base_model_id": BASE, "model_id": MODEL, "split": "eval", "features_id": BUILDER}
+    return [
+        common | {"measure": "frechet_to_base", "value": 3.1875, "null_mean": 0.8125, "null_high": 1.0625, "n": 384}
+    ]
+
+
+def entanglements():
+    common = {
+        "run_id": RUN,
+        "base_model_id": BASE,
+        "model_id": MODEL,
+        "judge_id": JUDGE,
+        "split": "eval",
+        "axis": GENDER,
+    }
+    return [
+        common
+        | {"changed": changed, "value": value, "low": value - 0.015625, "high": value + 0.015625}
+        | {"n": pairs, "left_out": 17}
+        for changed, value, pairs in ((True, 0.171875, 140), (False, 0.140625, 227))
+    ]
+
+
+def extensions():
+    common = {"run_id": RUN, "model_id": MODEL, "wanted": 0.0625}
+    return [
+        common | {"axis": axis, "images": images, "half_width": width, "reason": reason, "drawn_next": following}
+        for axis in (GENDER, TONE)
+        for images, width, reason, following in (
+            (24, 0.09375, "too wide", "evaluation-2"),
+            (48, 0.0546875, "narrow enough", None),
+        )
+    ]
 
 
 def agreements():
@@ -320,6 +383,11 @@ def half_run() -> ReportData:
         disparities=[row for row in whole.disparities if row["model_id"] == BASE],
         group_shares=[row for row in whole.group_shares if row["model_id"] == BASE],
         scores=[],
+        group_scores=[],
+        group_diversities=[],
+        distances=[],
+        entanglements=[],
+        extensions=[],
         agreements=[],
         status_counts=[],
         comparisons=[],

@@ -111,14 +111,14 @@ def test_an_adapter_is_in_what_is_skipped() -> None:
         draw(model, by(fused_projections=True))
 
 
-@pytest.mark.parametrize("switches", [{"fused_projections": True}, {"channels_last": False}])
+@pytest.mark.parametrize("switches", [{"fused_projections": True}, {"channels_last": "on"}])
 def test_another_order_of_the_same_products_rounds_otherwise(model: SdxlModel, switches: dict[str, bool]) -> None:
     assert_rounding_only(draw(model, by(**switches))[1], draw(model, SETTINGS)[1])
 
 
 def test_switches_are_taken_back(model: SdxlModel) -> None:
     before = draw(model, SETTINGS)
-    draw(model, by(fused_projections=True, channels_last=False, skip_empty_attention=True))
+    draw(model, by(fused_projections=True, channels_last="on", skip_empty_attention=True))
     again = draw(model, SETTINGS)
     assert torch.equal(again[1], before[1])
     np.testing.assert_array_equal(again[0], before[0])
@@ -213,3 +213,10 @@ def test_facts_name_every_setting_and_their_differences_all_but_the_model(model:
     assert sampler_differences([facts, other, facts]) == {"batch_size": ("3", "8"), "vae_batch": ("3", "8")}
     assert sampler_differences([facts, {**facts, "model": "another"}]) == {}
     assert sampler_differences([facts, {"sampler": "not recorded"}])["steps"] == ("2", "not recorded")
+
+
+def test_channels_last_is_for_gpus_unless_it_is_asked_for() -> None:
+    cases = {("auto", "cpu"): False, ("auto", "cuda"): True, ("on", "cpu"): True, ("off", "cuda"): False}
+    assert {
+        (layout, device): Acceleration(channels_last=layout).in_channels_last(device) for layout, device in cases
+    } == cases

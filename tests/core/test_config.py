@@ -67,3 +67,8 @@ def test_an_unknown_key_is_refused(name: str) -> None:
 def test_a_configuration_cannot_be_changed_in_place() -> None:
     with pytest.raises(ValidationError):
         preset("emoji").seed = 3  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@pytest.mark.parametrize(("written", "expected"), [(True, "on"), (False, "off"), ("auto", "auto")])
+def test_a_layout_of_earlier_runs_is_understood(written, expected) -> None:
+    assert parse_config({"acceleration": {"channels_last": written}}).acceleration.channels_last == expected

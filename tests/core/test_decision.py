@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from popalign_core.assessment.decision import Thresholds, decide
+from popalign_core.assessment.decision import Thresholds, decide, fact_drop, people_rise, quality_drop
 from popalign_core.assessment.resampling import Comparison, Estimate
 
 GENDER, TONE = "perceived_gender", "perceived_skin_tone"
@@ -93,3 +93,36 @@ def test_without_an_axis_nothing_is_promoted():
 @pytest.mark.parametrize(("after", "passed"), [(0.25, True), (0.2500001, False)])
 def test_the_threshold_itself_passes(after, passed):
     assert (failing(disparities={GENDER: change(0.5, after)})[0] == "promote") is passed
+
+
+@pytest.mark.parametrize(("fall", "high", "verdict"), [(0.3, 0.35, "promote"), (0.3, 0.45, "hold"), (0.5, 0.6, "hold")])
+def test_a_further_score_may_fall_by_a_fifth_of_the_spread_between_images(fall, high, verdict) -> None:
+    """Of 2 between images: 0.4 at the most, and the whole interval within it."""
+    decision = decide(
+        **GOOD,
+        thresholds=THRESHOLDS,
+        further=[quality_drop("pickscore", change(20.0, 20.0 - fall, half_width=high - fall), 2.0, 0.2)],
+    )
+    (check,) = [check for check in decision.checks if check.name == "pickscore_quality_drop"]
+    assert check.value == pytest.approx(fall / 2)
+    assert check.high == pytest.approx(high / 2)
+    assert decision.verdict == verdict
+
+
+def test_scores_that_do_not_vary_are_not_measured() -> None:
+    decision = decide(
+        **GOOD, thresholds=THRESHOLDS, further=[quality_drop("pickscore", change(20.0, 20.0, half_width=0.0), 0.0, 0.2)]
+    )
+    assert decision.verdict == "hold"
+    assert "pickscore quality drop was not measured" in decision.reason
+
+
+def test_facts_and_pictures_without_a_person_must_not_move() -> None:
+    kept = [fact_drop(GENDER, change(0.95, 0.94), 0.05), people_rise(change(0.02, 0.03), 0.05)]
+    promoted = decide(**GOOD, thresholds=THRESHOLDS, further=kept)
+    assert promoted.verdict == "promote"
+    assert "perceived gender fact, people nor" in promoted.reason
+    lost = [fact_drop(GENDER, change(0.95, 0.8), 0.05), people_rise(change(0.02, 0.2), 0.05)]
+    held = decide(**GOOD, thresholds=THRESHOLDS, further=lost)
+    assert [check.name for check in held.checks if not check.passed] == [f"{GENDER}_fact_drop", "people_rise"]
+    assert "people rise is 0.180, at most 0.05 is allowed" in held.reason

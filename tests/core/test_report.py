@@ -25,6 +25,7 @@ SECTIONS = [
     "shares",
     "classifiers",
     "scores",
+    "groups",
     "training",
     "populations",
     "decision",
@@ -333,7 +334,7 @@ def test_what_is_no_number_counts_as_not_measured(good):
     scores = [row | {"value": math.nan, "low": math.nan, "high": math.nan} for row in data.scores]
     page = Page(render_report(replace(data, decision=decision, scores=scores)))
     assert [cell.text for row in page.sections["decision"].rows[1:] for cell in row[2:]] == ["not measured"] * 8
-    assert [cell.text for row in page.sections["scores"].rows[1:5] for cell in row[2:]] == ["not measured"] * 8
+    assert [cell.text for row in page.sections["scores"].rows[1:4] for cell in row[2:]] == ["not measured"] * 6
     assert "nan" not in [shown for _, shown in page.values]
 
 
@@ -354,11 +355,12 @@ def test_the_spread_over_training_seeds_is_told_and_repeated_trainings_draw_no_c
     ]
     summary = {"run_id": data.run_id, "judge_id": data.judge_id, "axis": "perceived_gender", "seeds": 2}
     summary |= {"before": 0.5125, "mean": 0.225, "deviation": 0.053, "low": -0.25, "high": 0.7, "best": 0.1875}
+    between = {"between": 0.0475, "between_low": 0.0, "between_high": 1.6875}
     more = {"models": [*data.models, repeated], "training_steps": [*data.training_steps, *steps]}
-    with_seeds = replace(data, **more, seeds=seeds, seed_summaries=[{**summary, "worst": 0.2625}])
+    with_seeds = replace(data, **more, seeds=seeds, seed_summaries=[{**summary, **between, "worst": 0.2625}])
     plain, page = Page(render_report(data)), Page(render_report(with_seeds))
     shown = page.attribute("value")
-    assert all(repr(value) in shown for value in (0.1875, 0.2625, 0.5125, 0.053))
+    assert all(repr(value) in shown for value in (0.1875, 0.2625, 0.5125, 0.053, 0.0475, 1.6875))
     assert "other seeds" in page.text
     assert "other seeds" not in plain.text
     assert "77" not in "".join(page.attribute("points"))
@@ -382,3 +384,25 @@ def test_an_approximate_sampler_is_named_at_the_top(good):
     text = Page(render_report(replace(data, config=config))).text
     assert "Approximate sampler" in text
     assert "steps: 5 instead of 10; inner UNet computed every 2 steps" in text
+
+
+def test_quality_within_groups_names_every_group_and_its_images() -> None:
+    page = Page(render_report(made_up.good_run()))
+    shown = page.attribute("value")
+    assert all(repr(value) in shown for value in (26.875, 27.375, 27.625, 12.25, 16.25))
+    assert all(repr(value) in shown for value in (3.1875, 0.8125, 1.0625, 0.09375, 0.0546875, 0.171875, 0.140625))
+    assert "narrow enough" in page.text
+    # Before, no image was perceived as a woman: a number without images is none.
+    assert "29.125" not in shown
+    without = replace(made_up.good_run(), group_scores=(), group_diversities=(), distances=(), extensions=())
+    assert "nothing has been measured within groups" in Page(render_report(without)).text
+
+
+def test_scores_of_configured_scorers_are_shown() -> None:
+    data = made_up.good_run()
+    said = {"scorer_id": "pickscore:P@1"}
+    score = {**data.scores[0], "judge_id": "pickscore:P@1", "kind": "neutral", "measure": "pickscore", "value": 21.0625}
+    more = {"scores": [*data.scores, score], "group_scores": [*data.group_scores, {**data.group_scores[1], **said}]}
+    page = Page(render_report(replace(data, **more)))
+    assert repr(21.0625) in page.attribute("value")
+    assert "PickScore" in page.text

@@ -11,7 +11,7 @@ import pytest
 
 from flows import watchdog
 from flows.processes import Child
-from flows.watchdog import CHECKS, Watchdog
+from flows.watchdog import CHECKS, FIRST_CHECKS, Watchdog
 
 Answers = dict[str, str]
 
@@ -54,6 +54,14 @@ def test_only_who_is_offline_at_every_check_is_silent(port: int, answers: Answer
     watching.silent()
     answers["cpu"] = "OFFLINE"
     assert [watching.silent() for _ in range(CHECKS - 1)] == [set()] * (CHECKS - 1)
+
+
+def test_a_worker_that_was_never_heard_of_is_silent_in_the_end(port: int, answers: Answers) -> None:
+    answers["gpu"] = "ONLINE"
+    watching = Watchdog(port, ["cpu", "gpu"])
+    assert [watching.silent() for _ in range(FIRST_CHECKS)] == [set()] * (FIRST_CHECKS - 1) + [{"cpu"}]
+    answers["cpu"] = "ONLINE"
+    assert not any(watching.silent() for _ in range(FIRST_CHECKS + 1))
 
 
 def test_a_server_that_does_not_answer_makes_nobody_silent(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -131,6 +131,13 @@ FORMS = [
         [("base", "judge", "eval", None, "gender", group, 5, 10, 0.5, 0.24, 0.76) for group in ("woman", "man")],
         {"interval": ["wilson", "wilson"]},
     ),
+    Form(
+        "seed_summaries",
+        1,
+        "run_id:str judge_id:str axis:str seeds:i32 before:f64 mean:f64 deviation:f64 low:f64 high:f64 best:f64 "
+        "worst:f64",
+        [("judge", "gender", 3, 0.5, 0.2, 0.05, 0.08, 0.32, 0.15, 0.25)],
+    ),
     Form("timings", 1, TIMINGS, [TIMING]),
     Form("timings", 2, f"{TIMINGS} peak_bytes?:i64", [(*TIMING, 4096), (*TIMING, None)], what="peak"),
     Form("timings", 2, f"{TIMINGS} ended_at?:str", [(*TIMING, "2026-11-26T12:00:00+00:00")], what="end"),

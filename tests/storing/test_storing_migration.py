@@ -116,7 +116,7 @@ def test_columns_change_with_their_version_only():
     same_version = [t for t in now if t in recorded and now[t].split()[0] == recorded[t].split()[0]]
     changed = [table for table in same_version if now[table] != recorded[table]]
     assert changed == [], "raise the version in storage/schemas.py, and add a step to storage/migrations.py"
-    assert now == recorded, "write the record again, see older_tables.py"
+    assert now == recorded, "write the record again: PYTHONPATH=$PWD python tests/storing/older_tables.py"
 
 
 @pytest.mark.parametrize("form", FORMS, ids=BY_NAME)

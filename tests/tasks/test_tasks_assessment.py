@@ -111,5 +111,6 @@ def test_the_same_images_score_the_same(written_run) -> None:
     ref = assessed(written_run, lambda _: "man", alternating)
     change = only(read_artifact(ref, "comparisons"), measure="clip_score")
     assert change["difference"] == 0.0
-    distance = only(read_artifact(ref, "scores"), measure="frechet_to_base")
+    distance = only(read_artifact(ref, "distances"), measure="frechet_to_base", split="eval")
     assert distance["value"] == pytest.approx(0.0, abs=1e-6)
+    assert distance["null_high"] == pytest.approx(0.0, abs=1e-6)

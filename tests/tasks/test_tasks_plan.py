@@ -331,7 +331,9 @@ def test_what_can_be_detected_is_asked_of_the_shares_that_a_run_measured(made_up
     shares += [own | {"model_id": "round-1", "count": 1} for own in shares]
     made_up.commit("night-1", "disparities", "round-1", {"disparities": [], "group_shares": shares})
     assert "as run night-1 measured them" in planned_detection(CONFIG, root, 0.05)[1][0]
-    stated, measured = asked
+    other = with_settings(CONFIG, {"classification.judge": "perceived_gender=another/judge"})
+    assert "stated default" in planned_detection(other, root, 0.05)[1][0]
+    stated, measured, _ = asked
     assert stated[0] == [pytest.approx([0.8, 0.2]), pytest.approx([0.2, 0.8])]
     assert measured == ([[0.95, pytest.approx(0.05)], [0.45, 0.55]], [0.5, 0.5], 0.05, 15)
 

@@ -1,0 +1,74 @@
+"""How far the aligned model's images are from the base's as sets, with what chance alone would show."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.spatial.distance import cdist
+
+from popalign_core.assessment.quality import frechet_distance, kernel_distance
+from popalign_core.errors import InvalidInput
+from popalign_core.seeds import derive_seed
+
+# The largest of so many values without an effect is passed once in twenty times.
+SWAPS = 19
+CMMD_SIGMA, CMMD_SCALE = 10.0, 1000.0
+Distance = Callable[[np.ndarray, np.ndarray, int], float]
+
+
+def cmmd(features_a: np.ndarray, features_b: np.ndarray) -> float:
+    """1000 x squared MMD with the kernel exp(-|x - y|^2 / 200), mean over all pairs: the biased estimate of the source.
+
+    features (images, dims), unit length. Source: Jayasumana et al. 2024, "Rethinking FID", equation 4 and their code.
+    Raises: InvalidInput.
+    """
+    if (
+        features_a.ndim != 2
+        or features_a.shape[1:] != features_b.shape[1:]
+        or not min(len(features_a), len(features_b))
+    ):
+        raise InvalidInput(f"features (images, dims) of one space are needed: {features_a.shape}, {features_b.shape}.")
+
+    def kernel(x: np.ndarray, y: np.ndarray) -> float:
+        return float(np.exp(-cdist(x, y, "sqeuclidean") / (2 * CMMD_SIGMA**2)).mean())
+
+    a, b = features_a.astype(np.float64), features_b.astype(np.float64)
+    return CMMD_SCALE * (kernel(a, a) + kernel(b, b) - 2 * kernel(a, b))
+
+
+DISTANCES: dict[str, Distance] = {
+    "frechet_to_base": lambda a, b, _: frechet_distance(a, b),
+    "fd_dinov2": lambda a, b, _: frechet_distance(a, b),
+    "fid": lambda a, b, _: frechet_distance(a, b),
+    "kid": lambda a, b, seed: kernel_distance(a, b, seed=seed).value,
+    "cmmd": lambda a, b, _: cmmd(a, b),
+}
+
+
+@dataclass(frozen=True)
+class DistanceToBase:
+    """value: of the aligned from the base model's images. n: pairs of images from the same noise.
+
+    null_mean, null_high: mean and largest of `SWAPS` values with sides swapped pair by pair: a value above the largest
+    is met once in twenty times where the two models draw alike.
+    """
+
+    measure: str
+    value: float
+    null_mean: float
+    null_high: float
+    n: int
+
+
+def distance_to_base(measure: str, base: np.ndarray, aligned: np.ndarray, *, seed: int) -> DistanceToBase:
+    """base, aligned: features (images, dims), row by row from the same prompt and noise. Raises: InvalidInput."""
+    if base.shape != aligned.shape or base.ndim != 2 or len(base) < 2:
+        raise InvalidInput(f"features of the same two or more images are needed: {base.shape} and {aligned.shape}.")
+    compute = DISTANCES[measure]
+    value = compute(base, aligned, seed)
+    null: list[float] = []
+    for swap in range(SWAPS):
+        sides = np.random.default_rng(derive_seed(seed, "distance", measure, str(swap))).random(len(base)) < 0.5
+        left, right = np.where(sides[:, None], aligned, base), np.where(sides[:, None], base, aligned)
+        null.append(compute(left, right, seed))
+    return DistanceToBase(measure, value, float(np.mean(null)), float(np.max(null)), len(base))
