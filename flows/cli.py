@@ -15,10 +15,10 @@ from flows.comparison_cli import compare_samplers
 from flows.in_process import quiet_prefect, split_execution, without_heartbeat
 from flows.people_cli import audit, study
 from flows.registry_cli import export, models, promote, rollback
-from flows.retention_cli import gc, migrate, plan
+from flows.retention_cli import gc, plan
 from flows.scorers_cli import scorers
 from flows.services_cli import down, setup, up
-from flows.tables_cli import catalog, show, sql
+from flows.tables_cli import catalog, migrate, show, sql
 
 if TYPE_CHECKING:
     from popalign_core.execution import Execution

@@ -107,34 +107,3 @@ def _planned_config(preset: str, settings: list[str], run_id: str, workspace: Pa
     from tasks.run import run_config
 
     return run_config(str(workspace), run_id)
-
-
-def migrate(
-    yes: Annotated[bool, typer.Option("--yes", help="Rewrites; without it, only lists.")] = False,
-    workspace: WorkspaceOption = Path("workspace"),
-) -> None:
-    """Lists, and with --yes rewrites, tables of older versions of popalign in today's columns."""
-    from storage.catalog import rebuild_catalog
-    from storage.compaction import compact
-    from storage.layout import Workspace
-    from storage.migration import migrate_run, old_tables
-    from storage.schemas import VERSIONS
-
-    place = Workspace.open(workspace)
-    found = list(old_tables(place))
-    if not found:
-        console.print(f"all tables in {escape(str(place.root))} are of today's versions", highlight=False)
-        return
-    table = Table("table", "version", "files", "rows", "size")
-    for name, version in sorted({(old.table, old.version) for old in found}):
-        mine = [old for old in found if (old.table, old.version) == (name, version)]
-        counts = (len(mine), sum(old.rows for old in mine), sum(old.bytes for old in mine) / 1e6)
-        table.add_row(name, f"{version} to {VERSIONS[name]}", f"{counts[0]:,}", f"{counts[1]:,}", f"{counts[2]:.1f} MB")
-    console.print(table)
-    if not yes:
-        console.print("nothing was changed; --yes rewrites them. A backup first is never wrong.", highlight=False)
-        return
-    for run_id in sorted({old.ref.run_id for old in found}):
-        console.print(f"{run_id}: {migrate_run(place, run_id)} tables rewritten", highlight=False)
-    compact(place)
-    rebuild_catalog(place)

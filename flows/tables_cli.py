@@ -1,4 +1,4 @@
-"""`popalign sql | show | catalog`: questions to a workspace."""
+"""`popalign sql | show | catalog | migrate`: questions to a workspace, and older versions of its tables."""
 
 import io
 import sys
@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
+from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from storage.rewriting import OldFile
     from tasks.showing import Shown
 
 console = Console()
@@ -74,6 +76,31 @@ def show(
     _describe(found)
 
 
+def migrate(
+    workspace: WorkspaceOption = Path("workspace"),
+    yes: Annotated[bool, typer.Option("--yes", help="Rewrites what is listed.")] = False,
+) -> None:
+    """Lists, and with --yes rewrites, files of older table versions; their rows stay as they are."""
+    from popalign_core.errors import InvalidInput
+    from storage.layout import Workspace
+    from storage.rewriting import migrate as migrate_files
+    from storage.rewriting import old_files
+
+    if not workspace.is_dir():
+        raise InvalidInput(f"there is no workspace at {workspace.absolute()}; choose another --workspace.")
+    place = Workspace.open(workspace)
+    files = migrate_files(place) if yes else old_files(place)
+    if not files:
+        conclusion = f"nothing to do: every table in {place.root} has its current version"
+    else:
+        _list_old_files(files)
+        runs = len({file.ref.run_id for file in files})
+        what = f"{_counted(len(files), 'file')} of {_counted(runs, 'run')}"
+        done = f"{what} rewritten in {place.root}; the copies for queries and the catalog were made again"
+        conclusion = done if yes else f"nothing was touched: the same with --yes rewrites {what}"
+    console.print(escape(conclusion), highlight=False, soft_wrap=True)
+
+
 @catalog.command()
 def rebuild(workspace: WorkspaceOption = Path("workspace")) -> None:
     """Writes the catalog again: after a move of the workspace, for clients that open the file themselves."""
@@ -106,6 +133,23 @@ def questions() -> None:
     for name, macro in MACROS.items():
         table.add_row(escape(f"{name}({macro.parameters})"), escape(macro.comment))
     console.print(table)
+
+
+def _list_old_files(files: list["OldFile"]) -> None:
+    from storage.migrations import explanation
+    from storage.schemas import VERSIONS
+
+    table = Table("table", "version", "files", "rows", "size", "columns that are new")
+    for name, version in sorted({(file.table, file.version) for file in files}):
+        mine = [file for file in files if (file.table, file.version) == (name, version)]
+        rows, size = sum(file.rows for file in mine), decimal(sum(file.bytes for file in mine))
+        versions = f"{version} -> {VERSIONS[name]}"
+        table.add_row(name, versions, f"{len(mine):,}", f"{rows:,}", size, explanation(name, version))
+    console.print(table)
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def _cell(value: Any) -> str:

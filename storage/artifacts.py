@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,8 +12,6 @@ from storage.layout import Workspace, check_name
 
 MANIFEST = "manifest.json"
 REMOVED = "removed.json"
-# A fact of artifacts whose tables were rewritten: table -> versions from and to.
-MIGRATED = "migrated"
 
 
 @dataclass(frozen=True)
@@ -49,22 +47,32 @@ class Manifest:
 
     facts: times, versions, host: everything that may differ between two equal runs.
     inputs: digests of what it was made from, by name.
+    former: files that were rewritten, as they were just before (`storage.commit.staged_rewriting`).
+    first_digest: of the artifact before any rewriting; empty if there was none.
     """
 
     files: dict[str, FileEntry]
     facts: dict[str, Any]
     inputs: dict[str, str]
+    former: dict[str, FileEntry] = field(default_factory=dict[str, FileEntry])
+    first_digest: str = ""
 
     @property
     def digest(self) -> str:
-        """SHA-256 over names and contents; neither over facts nor over inputs."""
+        """SHA-256 over names and contents as they were first committed; neither over facts nor over inputs.
+
+        What refers to an artifact, like the registry to a model, so refers to it after a rewriting as well.
+        """
+        if self.first_digest:
+            return self.first_digest
         lines = [f"{name} {entry.sha256}" for name, entry in sorted(self.files.items())]
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
     def to_json(self) -> str:
         """As it is written."""
-        files = {name: {"bytes": e.bytes, "sha256": e.sha256} for name, e in sorted(self.files.items())}
-        values = {"files": files, "inputs": self.inputs, "facts": self.facts}
+        values: dict[str, Any] = {"files": _plain(self.files), "inputs": self.inputs, "facts": self.facts}
+        if self.first_digest:
+            values |= {"former": _plain(self.former), "first_digest": self.first_digest}
         return json.dumps(values, indent=1, sort_keys=True) + "\n"
 
 
@@ -81,8 +89,7 @@ class Tombstone:
 
     def to_json(self) -> str:
         """As it is written."""
-        files = {name: {"bytes": e.bytes, "sha256": e.sha256} for name, e in sorted(self.files.items())}
-        values = {"files": files, "removed_at": self.removed_at, "why": self.why}
+        values = {"files": _plain(self.files), "removed_at": self.removed_at, "why": self.why}
         return json.dumps(values, indent=1, sort_keys=True) + "\n"
 
 
@@ -96,7 +103,9 @@ def read_manifest(ref: ArtifactRef) -> Manifest:
     path = ref.folder / MANIFEST
     try:
         values = cast("dict[str, Any]", json.loads(path.read_text()))
-        return Manifest(_entries(values), values["facts"], values.get("inputs", {}))
+        former = _entries({"files": values.get("former", {})})
+        first = str(values.get("first_digest", ""))
+        return Manifest(_entries(values), values["facts"], values.get("inputs", {}), former, first)
     except FileNotFoundError as error:
         raise NotCommitted(f"{ref.table}/{ref.key} of run {ref.run_id} is not committed in {ref.workspace}.") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -131,13 +140,17 @@ def require_present(ref: ArtifactRef, part: str) -> None:
         )
 
 
+def _plain(files: dict[str, FileEntry]) -> dict[str, dict[str, Any]]:
+    return {name: {"bytes": entry.bytes, "sha256": entry.sha256} for name, entry in sorted(files.items())}
+
+
 def _entries(values: dict[str, Any]) -> dict[str, FileEntry]:
     entries = cast("dict[str, dict[str, Any]]", values["files"])
     return {name: FileEntry(int(e["bytes"]), str(e["sha256"])) for name, e in entries.items()}
 
 
 def artifact_digest(ref: ArtifactRef) -> str:
-    """Digest of a committed artifact's contents."""
+    """Digest of a committed artifact's contents, as they were first committed."""
     return read_manifest(ref).digest
 
 
@@ -168,12 +181,12 @@ def file_entry(path: Path) -> FileEntry:
 def verify(ref: ArtifactRef) -> None:
     """Hashes every file again; one that is missing must have been removed on purpose, by its tombstone.
 
-    Raises: CorruptArtifact naming the file.
+    A file may be in its former form as well: then a rewriting did not come to it. Raises: CorruptArtifact naming the
+    file.
     """
     tombstone = read_tombstone(ref)
     removed = tombstone.files if tombstone else {}
     manifest = read_manifest(ref)
-    hint = " If a migration was stopped, `popalign migrate --yes` ends it." if MIGRATED in manifest.facts else ""
     for name, entry in manifest.files.items():
         path = ref.folder / name
         if not path.is_file():
@@ -181,8 +194,8 @@ def verify(ref: ArtifactRef) -> None:
                 continue
             raise CorruptArtifact(f"{path} is missing; remove {ref.folder} and run again with the same run id.")
         found = file_entry(path)
-        if found != entry:
+        if found not in (entry, manifest.former.get(name)):
             raise CorruptArtifact(
                 f"{path} has {found.bytes} bytes and hash {found.sha256[:12]}, its manifest says {entry.bytes} and "
-                f"{entry.sha256[:12]}; remove {ref.folder} and run again with the same run id.{hint}"
+                f"{entry.sha256[:12]}; remove {ref.folder} and run again with the same run id."
             )

@@ -219,14 +219,15 @@ FOLDER = {
     "entanglements": "disparities",
     "confusion_matrices": "corrected_shares",
 }
-# Raised with every change of a table's columns. A column that is added must be nullable, or older files are refused.
+# Raised with every change of a table's columns, with a step in `storage.migrations` that takes older files along. A
+# column that is added must be nullable, or older files are refused until they are migrated.
 VERSIONS = dict.fromkeys(TABLES, 1) | {
     "disparities": 2,
     "group_shares": 2,
     "populations": 2,
     "seed_summaries": 2,
     "models": 3,
-    "timings": 2,
+    "timings": 3,
     "training_steps": 2,
     "validations": 2,
 }

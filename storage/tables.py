@@ -129,6 +129,18 @@ def read_artifact(ref: ArtifactRef, name: str) -> list[dict[str, Any]]:
     return _read([str(path)], name, None, {}).to_pylist(maps_as_pydicts="strict")
 
 
+def known_version(stored: pa.Schema, name: str, path: str) -> int:
+    """Version of the table that a file holds. Raises: WorkspaceTooNew if it is above this program's."""
+    marks = cast("dict[bytes, bytes]", stored.metadata or {})
+    version = int(marks.get(b"version", b"1"))
+    if version > VERSIONS[name]:
+        raise WorkspaceTooNew(
+            f"{path} has version {version} of table {name}; this program knows up to {VERSIONS[name]}. Update "
+            "popalign, or choose another --workspace."
+        )
+    return version
+
+
 def read_file(path: str, name: str) -> pa.Table:
     """All rows of a committed file, in today's columns. Raises: CorruptArtifact, SchemaMismatch, WorkspaceTooNew."""
     return _read_file(path, name, schema(name), {})
@@ -162,7 +174,7 @@ def _images_in(path: str, wanted: set[str]) -> dict[str, bytes]:
             groups = np.unique(np.searchsorted(np.cumsum(sizes), hits, side="right"))
             table = file.read_row_groups(groups.tolist(), ["sample_id", "image"])
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise _unreadable(path, "images", error) from error
+        raise unreadable(path, "images", error) from error
     pairs = zip(table["sample_id"].to_pylist(), table["image"].to_pylist(), strict=True)
     return {sample: image for sample, image in pairs if sample in wanted}
 
@@ -180,37 +192,23 @@ def _read(paths: Sequence[str], name: str, columns: Sequence[str] | None, equal:
 def _read_file(path: str, name: str, needed: pa.Schema, equal: Mapping[str, Any]) -> pa.Table:
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            _known_version(file, path, name)
-            table = file.read([column for column in needed.names if column in file.schema_arrow.names])
+            stored = file.schema_arrow
+            version = known_version(stored, name, path)
+            table = file.read([column for column in needed.names if column in stored.names])
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise _unreadable(path, name, error) from error
-    table = _conform(table, name, needed, path)
+        raise unreadable(path, name, error) from error
+    try:
+        table = _conform(table, name, needed, path)
+    except SchemaMismatch as error:
+        if version == VERSIONS[name]:
+            raise
+        raise SchemaMismatch(
+            f"{error} The file has version {version} of the table, and this program writes version {VERSIONS[name]}: "
+            "`popalign migrate` takes a workspace to the current versions."
+        ) from error
     for column, value in equal.items():
         table = table.filter(_matches(column, value))
     return table
-
-
-def stored_version(path: str, name: str) -> tuple[int, int]:
-    """Version of the table in a committed file, and its rows; only the file's end is read.
-
-    Raises: CorruptArtifact, WorkspaceTooNew.
-    """
-    try:
-        with pq.ParquetFile(path) as file:
-            return _known_version(file, path, name), file.metadata.num_rows
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise _unreadable(path, name, error) from error
-
-
-def _known_version(file: pq.ParquetFile, path: str, name: str) -> int:
-    marks = cast("dict[bytes, bytes]", file.schema_arrow.metadata or {})
-    version = int(marks.get(b"version", b"1"))
-    if version > VERSIONS[name]:
-        raise WorkspaceTooNew(
-            f"{path} has version {version} of table {name}; this program knows up to {VERSIONS[name]}. Update "
-            "popalign, or choose another --workspace."
-        )
-    return version
 
 
 def _matches(column: str, value: Any) -> Any:
@@ -267,7 +265,8 @@ def _missing(name: str, field: pa.Field, where: str) -> SchemaMismatch:
     return SchemaMismatch(f"table {name}, column {field.name}: a value is missing and may not be ({where}).")
 
 
-def _unreadable(path: str, name: str, error: Exception) -> CorruptArtifact:
+def unreadable(path: str, name: str, error: Exception) -> CorruptArtifact:
+    """What to raise for a committed file that Arrow cannot read."""
     return CorruptArtifact(
         f"{path} is not readable as table {name} ({error}). Remove {os.path.dirname(path)} and run again with the same "
         "run id."
