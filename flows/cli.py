@@ -129,6 +129,18 @@ def report(run_id: str, workspace: WorkspaceOption = Path("workspace")) -> None:
     console.print(str(write_report.fn(str(place.root), run_id, run_config(str(place.root), run_id))))
 
 
+@app.command()
+def trend(
+    last: Annotated[int, typer.Option(min=0, help="Only the last so many runs; 0 = all.")] = 0,
+    workspace: WorkspaceOption = Path("workspace"),
+) -> None:
+    """Writes an HTML page that compares the workspace's runs over time."""
+    from storage.layout import Workspace
+    from tasks.trend import write_trend
+
+    console.print(str(write_trend(str(Workspace.open(workspace).root), last)))
+
+
 for _command in (
     sql,
     show,

@@ -217,7 +217,8 @@ def _neutral(data: ReportData) -> list[Row]:
 
 
 def _scores(data: ReportData) -> list[Row]:
-    return _said_by_either(matching(data.scores), data)
+    """Without what is of a pair of models: see `reporting.quality.likeness`."""
+    return _said_by_either([row for row in data.scores if row["measure"] != "paired_similarity"], data)
 
 
 def _compared(data: ReportData, **wanted: object) -> list[Row]:

@@ -71,6 +71,16 @@ def distances(data: ReportData) -> list[Distance]:
     ]
 
 
+KINDS = {"neutral": "neutral prompts", "fact": "controls: a fact", "no_person": "controls: nobody"}
+
+
+def likeness(data: ReportData) -> list[tuple[str, Measured]]:
+    """By kind of held-out prompts: mean cosine of the two models' images of one noise."""
+    rows = matching(data.scores, split=HELD_OUT, measure="paired_similarity", model_id=data.model_id)
+    found = [(KINDS.get(str(row["kind"]), str(row["kind"])), measured(row)) for row in rows]
+    return [(kind, value) for kind, value in found if value is not None]
+
+
 @dataclass(frozen=True)
 class Extension:
     """Why more held-out images of a prompt were drawn, or no more."""

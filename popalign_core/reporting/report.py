@@ -58,6 +58,7 @@ def render_report(data: ReportData) -> str:
             scores=comparisons.scores(data),
             within_groups=quality.within_groups(data),
             distances=quality.distances(data),
+            likeness=quality.likeness(data),
             surroundings=quality.surroundings(data),
             extensions=quality.extensions(data),
             other_measures=comparisons.other_measures(data),

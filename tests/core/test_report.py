@@ -406,3 +406,17 @@ def test_scores_of_configured_scorers_are_shown() -> None:
     page = Page(render_report(replace(data, **more)))
     assert repr(21.0625) in page.attribute("value")
     assert "PickScore" in page.text
+
+
+def test_likeness_of_both_models_is_no_score_of_one(good) -> None:
+    data, _ = good
+    said = {"judge_id": data.builder_id, "split": "eval", "measure": "paired_similarity", "unit": "cosine", "n": 384}
+    rows = [
+        {**data.scores[-1], **said, "kind": kind, "value": value, "low": value - 0.125, "high": value}
+        for kind, value in (("neutral", 0.765625), ("fact", 0.953125))
+    ]
+    page = Page(render_report(replace(data, scores=[*data.scores, *rows])))
+    for value in (0.765625, 0.953125):
+        assert page.attribute("value").count(repr(value)) == 2  # itself, and the upper end of its interval
+    assert "controls: a fact" in page.text
+    assert "Likeness" not in " ".join(cell.text for row in page.sections["scores"].rows for cell in row)

@@ -1,11 +1,13 @@
 """Bad input: one message, exit code 2, no traceback, nothing lost."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from flows.cli import app, main
@@ -16,6 +18,19 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     with pytest.raises(SystemExit) as stop:
         main()
     return int(stop.value.code or 0)
+
+
+def test_every_command_that_the_readme_names_is_there_and_every_other_is_named() -> None:
+    text = (Path(__file__).parents[2] / "README.md").read_text()
+    table = text[text.index("## Commands") : text.index("`-w FOLDER` names")]
+    named: set[str] = set()
+    for line in re.findall(r"^\| `popalign (.+?) \|", table, re.MULTILINE):
+        group, *others = re.findall(r"(?:^|`)([a-z-]+)", line)
+        named |= {group, *others}
+    found = get_command(app).commands
+    inner = {name for command in found.values() for name in getattr(command, "commands", {})}
+    assert named <= {*found, *inner}
+    assert set(found) <= named
 
 
 @pytest.mark.parametrize(
@@ -84,3 +99,8 @@ def test_help_loads_neither_torch_nor_prefect() -> None:
         "sys.exit(bool({'torch', 'prefect'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_trend_of_no_run_is_one_message(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys) -> None:
+    assert run(monkeypatch, "trend", "-w", str(tmp_path)) == 2
+    assert "there is no run in this workspace" in capsys.readouterr().err
