@@ -38,7 +38,6 @@ TABLES = (
     "disparities group_shares scores comparisons agreements status_counts prompt_changes group_diversities "
     "entanglements"
 ).split()
-MARGINS = ("min_reduction", "max_obedience_drop", "max_score_drop", "max_unknown_rise")
 Row = dict[str, object]
 
 
@@ -240,8 +239,7 @@ class _Assessment:
             self._add_comparison(split, "", measure, said_by, change)
 
     def decision(self) -> Row:
-        settings = self.config.assessment
-        thresholds = Thresholds(**{name: getattr(settings, name) for name in MARGINS})
+        thresholds = Thresholds.of(self.config.assessment)
         scores = dict(self.quality.held_out)
         clip, _ = scores.pop("clip_score", (None, 0.0))
         margin = self.config.quality.max_drop

@@ -2,10 +2,11 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 from popalign_core.assessment.resampling import Comparison
+from popalign_core.assessment_config import AssessmentConfig
 
 NOT_MEASURED = float("nan")
 _SUFFIX = re.compile("_(quality_drop|drop|rise)$")
@@ -22,6 +23,11 @@ class Thresholds:
     max_obedience_drop: float
     max_score_drop: float
     max_unknown_rise: float
+
+    @classmethod
+    def of(cls, config: AssessmentConfig) -> "Thresholds":
+        """Those of a configuration."""
+        return cls(**config.model_dump(include={field.name for field in fields(cls)}))
 
 
 @dataclass(frozen=True)

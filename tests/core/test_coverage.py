@@ -77,7 +77,7 @@ def promoted(source: np.random.Generator, kept: float, runs: int) -> float:
     kept: of what every prompt's shares are off the target. Nothing else changes: 95% of 40 images a prompt obey, 3% are
     unknown, and scores are alike but for a prompt's own chance.
     """
-    settings = preset("emoji").assessment.model_dump(exclude={"resamples", "targets"})
+    thresholds = Thresholds.of(preset("emoji").assessment)
     prompts, images, promotions = 15, preset("emoji").images.evaluation, 0
     specific = preset("emoji").images.obedience * 10
     lean = np.array([0.95, 0.9, 0.85, 0.9, 0.8, 0.95, 0.7, 0.75, 0.85, 0.9, 0.28, 0.59, 0.8, 0.85, 0.9])
@@ -99,7 +99,7 @@ def promoted(source: np.random.Generator, kept: float, runs: int) -> float:
         picks = resample_prompts(prompts, source, 200)
         scores = [source.normal(56, 0.7, prompts) * images for _ in range(2)]
         before, after = (estimate_ratio(side, np.full(prompts, images), picks) for side in scores)
-        decision = decide(changes, obeyed, after.compared_with(before), unknown, Thresholds(**settings))
+        decision = decide(changes, obeyed, after.compared_with(before), unknown, thresholds)
         promotions += decision.verdict == "promote"
     return promotions / runs
 
