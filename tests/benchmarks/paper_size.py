@@ -7,7 +7,6 @@ timings, pairing and catalog are the product's own. Images are 64 px instead of 
 """
 
 import json
-import resource
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from peak_memory import peak_mib
 
 import tasks.classification as classification_tasks
 import tasks.sampling as sampling_tasks
@@ -227,7 +227,6 @@ STEPS = {step.__name__: step for step in (prepare, half, resume, draw, pair, ask
 if __name__ == "__main__":
     stand_in()
     step, root, share = sys.argv[1:]
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_mib()
     numbers = STEPS[step](str(Workspace.open(root).root), configuration(float(share)))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    sys.stdout.write(json.dumps(numbers | {"mib_before": before / 1024, "mib_peak": peak / 1024}) + "\n")
+    sys.stdout.write(json.dumps(numbers | {"mib_before": before, "mib_peak": peak_mib()}) + "\n")

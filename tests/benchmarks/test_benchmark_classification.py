@@ -3,18 +3,14 @@
 One file at a time is what the paper's code does with its classifier: open, preprocess with the library's transform, a
 forward pass, for each image and each of the models. Both sides read lossless WebP and use the same weights.
 
-POPALIGN_BENCH_REPETITIONS: how often each is timed, in turn (5). POPALIGN_BENCH_JSON: a file for the numbers, which are
-written to the terminal as well.
+POPALIGN_BENCH_REPETITIONS: how often each is timed, in turn (5).
 """
 
-import json
 import os
-import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import median
 
 import numpy as np
 import open_clip
@@ -29,8 +25,10 @@ from popalign_core.models.checkpoints import resolve_source
 from popalign_core.models.sdxl import ModelSource, load_sdxl
 from popalign_core.models.zero_shot import ZeroShotClassifier
 from popalign_core.presets import preset
-from popalign_core.sampling import ImageRequest, SamplingSettings, sample_images
+from popalign_core.sampling import ImageRequest, sample_images
 from storage.images import decode_images, encode_image
+from tasks.benchmarks import record_benchmark
+from tasks.run import sampling_settings
 
 pytestmark = pytest.mark.timeout(3600)
 
@@ -53,32 +51,13 @@ class Measured:
     probabilities: dict[str, tuple[np.ndarray, np.ndarray]]
     device: str
 
-    def ratios(self, role: str) -> list[float]:
-        return [one / many for one, many in zip(self.single[role], self.batched[role], strict=True)]
-
-    @property
-    def both(self) -> list[float]:
-        """Of builder and judge together."""
-        sums = [map(sum, zip(*side.values(), strict=True)) for side in (self.single, self.batched)]
-        return [one / many for one, many in zip(*sums, strict=True)]
-
-    def numbers(self) -> dict[str, object]:
-        found: dict[str, object] = {
-            "device": self.device,
-            "torch": torch.__version__,
-            "threads": torch.get_num_threads(),
-            "images": IMAGES,
-            "repetitions": REPETITIONS,
-            "median_ratio": median(self.both),
-            "ratios": self.both,
-        }
-        for role in self.batched:
-            found[role] = {
-                "batched_images_per_second": IMAGES / median(self.batched[role]),
-                "single_images_per_second": IMAGES / median(self.single[role]),
-                "median_ratio": median(self.ratios(role)),
-            }
-        return found
+    def turns(self, *roles: str) -> tuple[list[float], list[float]]:
+        """Images a second of these roles together, batched and single, a value a repetition."""
+        batched, single = (
+            [IMAGES / sum(seconds) for seconds in zip(*(side[role] for role in roles), strict=True)]
+            for side in (self.batched, self.single)
+        )
+        return batched, single
 
 
 class OneFileAtATime:
@@ -124,9 +103,9 @@ class OneFileAtATime:
 def drawn_images() -> list[np.ndarray]:
     """Pictures of the embedded model; each several times, since drawing them is not what is measured."""
     model = load_sdxl(ModelSource(CONFIG.model))
-    settings = CONFIG.sampling.model_dump(exclude={"shard_size", "image_size"}) | {"steps": 4}
+    settings = replace(sampling_settings(CONFIG.sampling, CONFIG.acceleration), steps=4)
     wanted = [ImageRequest(f"base/p/{i}", "p", "a photo of a cook", i, i) for i in range(CONFIG.sampling.batch_size)]
-    batches = sample_images(model, wanted, SamplingSettings(height=0, width=0, **settings))
+    batches = sample_images(model, wanted, settings)
     drawn = [found.pixels for batch in batches for found in batch]
     return (drawn * (IMAGES // len(drawn) + 1))[:IMAGES]
 
@@ -174,14 +153,6 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Measured:
     return Measured(batched, one, found, judge.device.type)
 
 
-def test_the_numbers_are_told(measured: Measured, capsys: pytest.CaptureFixture[str]) -> None:
-    text = json.dumps(measured.numbers(), indent=1) + "\n"
-    with capsys.disabled():
-        sys.stdout.write(f"\n{text}")
-    if path := os.environ.get("POPALIGN_BENCH_JSON"):
-        Path(path).write_text(text)
-
-
 @pytest.mark.parametrize("role", ["builder", "judge"])
 def test_both_ways_say_the_same(measured: Measured, role: str) -> None:
     batched, single = measured.probabilities[role]
@@ -190,4 +161,18 @@ def test_both_ways_say_the_same(measured: Measured, role: str) -> None:
 
 
 def test_batches_are_at_least_four_times_as_fast(measured: Measured) -> None:
-    assert median(measured.both) >= LEAST_RATIO
+    ratio = 0.0
+    for name, roles in {"builder": ["builder"], "judge": ["judge"], "both": ["builder", "judge"]}.items():
+        batched, single = measured.turns(*roles)
+        facts = {"images": IMAGES, "threads": torch.get_num_threads(), "heads": len(NAMES)}
+        found = record_benchmark(
+            f"classification.{name}",
+            batched,
+            "images/s",
+            peer=single,
+            peer_name="one file at a time",
+            device=measured.device,
+            settings=facts,
+        )
+        ratio = found or 0.0
+    assert ratio >= LEAST_RATIO

@@ -5,25 +5,23 @@ both images and the caption anew in every step, and for the reference it copies 
 reference's over them, and back. Re-created here from that on the same checkpoint, in this process, pair by pair; the
 optimizer steps once for all pairs and not once a process, in the peer's favour. "all pairs at once" is the same with
 the pairs of a step in one batch and one swap: what is left is re-encoding, swap and checkpointing.
-POPALIGN_BENCH_REPETITIONS: steps timed each way, in turn (5). POPALIGN_BENCH_JSON: a file for the numbers.
+POPALIGN_BENCH_REPETITIONS: steps timed each way, in turn (5).
 """
 
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
-from itertools import count
-from pathlib import Path
-from statistics import median
+from functools import partial
+from itertools import count, product
 from typing import Any, get_args
 
 import pytest
 import torch
+from peak_memory import peak_mib
 
 from popalign_core.alignment.adapters import Policy
 from popalign_core.alignment.cache import AlignmentData, draw_batch, split_batch
@@ -36,8 +34,10 @@ from popalign_core.alignment.trainer import train
 from popalign_core.models.sdxl import ModelSource, SdxlModel, load_sdxl
 from popalign_core.models.trainable import PassOptions, make_policy
 from popalign_core.presets import preset
+from tasks.benchmarks import record_benchmark
 
-pytestmark = pytest.mark.timeout(3600)
+# Compiling warns of much.
+pytestmark = [pytest.mark.timeout(3600), pytest.mark.filterwarnings("default")]
 
 CONFIG = preset("emoji")
 REPETITIONS = int(os.environ.get("POPALIGN_BENCH_REPETITIONS", "5"))
@@ -48,7 +48,7 @@ PARTS: dict[str, dict[str, Any]] = {
     "LoRA, rank 16": {"lora_rank": 16, "trainable": "all"},
 }
 CAPTIONS = [f"a photo of a {subject}" for subject in ("cook", "farmer", "judge", "teacher", "pilot", "singer")]
-NUMBERS: dict[str, Any] = {"pairs_a_step": PAIRS, "threads": torch.get_num_threads(), "torch": torch.__version__}
+FACTS: dict[str, Any] = {"pairs_a_step": PAIRS, "threads": torch.get_num_threads()}
 
 
 def pixels() -> torch.Tensor:
@@ -86,12 +86,18 @@ def steps_of(part: str, **changes: Any) -> list[float]:
     return [record.seconds for record in train(policy, data, settings_of(**changes))][1:]
 
 
-def test_seconds_by_part_and_objective_are_told() -> None:
-    NUMBERS["seconds_a_step_by_part"] = {part: median(steps_of(part)) for part in PARTS}
-    NUMBERS["seconds_a_step_by_objective"] = {
-        name: median(steps_of("conditioning", objective=name)) for name in get_args(Objective)
-    }
-    assert all(seconds > 0 for seconds in NUMBERS["seconds_a_step_by_objective"].values())
+def test_seconds_by_part_and_objective_are_kept() -> None:
+    for part in PARTS:
+        record_benchmark(f"training.part.{short(part)}", steps_of(part), "s/step", settings=FACTS)
+    for name in get_args(Objective):
+        if name != "reward":  # has no pairs: see the benchmark of objectives
+            seconds = steps_of("conditioning", objective=name)
+            record_benchmark(f"training.objective.{name}", seconds, "s/step", settings=FACTS)
+
+
+def short(name: str) -> str:
+    """As a name of a benchmark."""
+    return name.replace("'", "").replace(", ", "-").replace(" ", "-").lower()
 
 
 def test_caches_save_time() -> None:
@@ -107,9 +113,11 @@ def test_caches_save_time() -> None:
         model.encode_prompts([CAPTIONS[row % len(CAPTIONS)] + "," * (row // len(CAPTIONS)) for row in range(PAIRS)])
         cached.append(record.seconds)
         recomputed.append(record.seconds + time.perf_counter() - started)
-    ratios = [peer / own for peer, own in zip(recomputed[1:], cached[1:], strict=True)]
-    NUMBERS["recomputed_to_cached"] = {"ratios": ratios, "median": median(ratios)}
-    assert median(ratios) > 1
+    ratio = record_benchmark(
+        "training.caches", cached[1:], "s/step", peer=recomputed[1:], peer_name="encoded again", settings=FACTS
+    )
+    assert ratio is not None
+    assert ratio > 1
 
 
 class SwappedPolicy:
@@ -131,8 +139,9 @@ class SwappedPolicy:
                 parameter.copy_(weight)
 
 
-def papers_steps(pairs_at_once: int | None) -> Iterator[float]:
+def papers_steps(pairs_at_once: int | None, *, mixed_precision: bool = False) -> Iterator[float]:
     """Seconds of each step."""
+    autocast = partial(torch.autocast, "cpu", torch.bfloat16, enabled=mixed_precision)
     model = load_sdxl(ModelSource(CONFIG.model), dtype="float32")
     options = PassOptions(gradient_checkpointing=True)
     policy = SwappedPolicy(make_policy(model, lora_rank=0, seed=0, passes=options))
@@ -146,7 +155,7 @@ def papers_steps(pairs_at_once: int | None) -> Iterator[float]:
             model.encode_images(torch.cat([images[rows], images[PAIRS + rows]]))
             # Other captions every time: the model keeps the embeddings of those that it knows.
             model.encode_prompts([f"{CAPTIONS[row % len(CAPTIONS)]} {step} {row}" for row in rows.tolist()])
-            errors, _ = measure_errors(policy, part)
+            errors, _ = measure_errors(policy, part, autocast)
             loss = popalign_loss(errors, settings.beta, part.labels.weights)
             (loss * len(rows) / settings.pairs_per_step).backward()
         torch.nn.utils.clip_grad_norm_(policy.denoiser.parameters(), 1.0)
@@ -165,53 +174,38 @@ def own_steps(**passes: bool) -> Iterator[float]:
 
 # The paper's step has no third pass for named captions, and eight pairs.
 PLAIN = {"preserve_weight": 0.0, "pairs_per_step": 8}
-WAYS: dict[str, Callable[[], Iterator[float]]] = {
-    "ours, float32": own_steps,
-    "ours, mixed precision": lambda: own_steps(mixed_precision=True),
-    "paper's way": lambda: papers_steps(1),
-    "paper's way, all pairs at once": lambda: papers_steps(None),
+OURS: dict[str, Callable[[], Iterator[float]]] = {
+    "float32": own_steps,
+    "mixed": lambda: own_steps(mixed_precision=True),
+    "mixed, compiled": lambda: own_steps(mixed_precision=True, compiled=True),
+}
+PEERS: dict[str, Callable[[], Iterator[float]]] = {
+    "papers-way": lambda: papers_steps(1),
+    "papers-way, mixed": lambda: papers_steps(1, mixed_precision=True),
+    "papers-way, all pairs at once": lambda: papers_steps(None),
 }
 
 
-def _cpu_seconds(steps: Iterator[float]) -> float:
-    """Of one step, over all threads: wall time on a busy machine says how busy it is."""
-    started = time.process_time()
-    next(steps)
-    return time.process_time() - started
-
-
 def test_training_beats_the_papers_way() -> None:
-    steps = {name: way() for name, way in WAYS.items()}
-    rounds = [{name: _cpu_seconds(way) for name, way in steps.items()} for _ in range(REPETITIONS + 1)][1:]
-    pairs_per_second = {name: median(PLAIN["pairs_per_step"] / found[name] for found in rounds) for name in WAYS}
-    ratios = {
-        f"{own} / {peer}": median(found[peer] / found[own] for found in rounds)
-        for own in WAYS
-        if own.startswith("ours")
-        for peer in WAYS
-        if not peer.startswith("ours")
-    }
-    NUMBERS["papers_way"] = {"pairs_per_cpu_second": pairs_per_second, "ratios": ratios, "rounds": rounds}
-    assert ratios["ours, float32 / paper's way"] > 1
+    steps = {name: way() for name, way in (OURS | PEERS).items()}
+    rounds = [{name: next(way) for name, way in steps.items()} for _ in range(REPETITIONS + 1)][1:]
+    pairs = {name: [PLAIN["pairs_per_step"] / found[name] for found in rounds] for name in steps}
+    ratios: dict[tuple[str, str], float | None] = {}
+    for own, peer in product(OURS, PEERS):
+        name = f"training.{short(own)}.{short(peer)}"
+        facts = FACTS | PLAIN | {"load_average": os.getloadavg()[0]}
+        found = record_benchmark(name, pairs[own], "pairs/s", peer=pairs[peer], peer_name=peer, settings=facts)
+        ratios[own, peer] = found
+    assert (ratios["float32", "papers-way"] or 0.0) > 1
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_peak_memory_is_told(part: str) -> None:
+def test_peak_memory_is_kept(part: str) -> None:
     """In a process of its own: the peak of a process never falls."""
     run = subprocess.run([sys.executable, __file__, part], check=True, capture_output=True, text=True)
-    NUMBERS.setdefault("peak_mib", {})[part] = json.loads(run.stdout.splitlines()[-1])
-    assert NUMBERS["peak_mib"][part] > 0
-
-
-def test_the_numbers_are_told(capsys: pytest.CaptureFixture[str]) -> None:
-    NUMBERS["settings"] = asdict(settings_of())
-    text = json.dumps(NUMBERS, indent=1) + "\n"
-    with capsys.disabled():
-        sys.stdout.write(f"\n{text}")
-    if path := os.environ.get("POPALIGN_BENCH_JSON"):
-        Path(path).write_text(text)
+    record_benchmark(f"training.peak.{short(part)}", [json.loads(run.stdout.splitlines()[-1])], "MiB", settings=FACTS)
 
 
 if __name__ == "__main__":
     steps_of(sys.argv[1])
-    sys.stdout.write(f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f}\n")
+    sys.stdout.write(f"{peak_mib():.0f}\n")
