@@ -54,6 +54,30 @@ LEFT JOIN disparities AS d
 WHERE c.run_id = run
 ORDER BY c.split, c.axis, c.measure""",
     ),
+    "by_group": Macro(
+        "run, model",
+        "every number that exists by perceived group, on held-out prompts: share, scores, diversity; null: no image",
+        """SELECT axis, 'share' AS measure, 'share' AS unit, "group", share AS value, low, high, n, judge_id AS said_by
+FROM group_shares WHERE run_id = run AND model_id = model AND split = 'eval' AND prompt_id IS NULL
+UNION ALL
+SELECT axis, measure, unit, "group", value, low, high, n, scorer_id
+FROM group_scores WHERE run_id = run AND model_id = model AND split = 'eval'
+UNION ALL
+SELECT axis, 'vendi_score', 'effective number', "group", value, low, high, n, features_id
+FROM group_diversities WHERE run_id = run AND model_id = model AND split = 'eval'
+ORDER BY axis, measure, "group\"""",
+    ),
+    "gaps": Macro(
+        "run",
+        "how far perceived groups are apart in each score before and after, with what chance gives (MetricFrame's "
+        "overall, difference and ratio)",
+        """SELECT g.axis, g.measure, CASE WHEN g.model_id = d.base_model_id THEN 'before' ELSE 'after' END AS which,
+       g.overall, g.group_min, g.group_max, g.difference, g.difference_low, g.difference_high, g.null_high,
+       g.ratio, g.ratio_low, g.ratio_high, g.groups, g.n, g.unknown, g.scorer_id
+FROM group_gaps AS g JOIN decisions AS d ON d.run_id = g.run_id AND g.model_id IN (d.base_model_id, d.model_id)
+WHERE g.run_id = run AND g.split = 'eval'
+ORDER BY g.axis, g.measure, which DESC""",
+    ),
     "worst_prompts": Macro(
         "run, model, top := 10",
         "the held-out prompts with the largest disparity (L2), with interval, floor and unknowns",

@@ -215,6 +215,8 @@ FOLDER = {
     "prompt_changes": "disparities",
     "group_diversities": "disparities",
     "group_scores": "disparities",
+    "group_gaps": "disparities",
+    "group_distances": "disparities",
     "distances": "disparities",
     "entanglements": "disparities",
     "confusion_matrices": "corrected_shares",

@@ -186,7 +186,7 @@ class _Assessment:
         self.quality.add_scores("clip_score", "100 x cosine", self.builder_id, split, measured, scores)
         self.quality.add_similarity(self.builder_id, split, measured)
         features = {model: m.features for model, m in measured.items()}
-        self.quality.add_distance("frechet_to_base", self.builder_id, split, features)
+        self.quality.add_distance("frechet_to_base", self.builder_id, split, features, measured)
         self.quality.measure(purpose, split, measured)
 
     def measure_obedience(self) -> None:
@@ -234,7 +234,8 @@ class _Assessment:
     def take_quality(self) -> None:
         """Adds what the scorers said to the rows."""
         self.rows["scores"] += self.quality.scores
-        self.rows["group_scores"], self.rows["distances"] = self.quality.group_scores, self.quality.distances
+        for name in ("group_scores", "group_gaps", "distances", "group_distances"):
+            self.rows[name] = getattr(self.quality, name)
         for split, measure, said_by, change in self.quality.changes:
             self._add_comparison(split, "", measure, said_by, change)
 

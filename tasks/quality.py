@@ -8,7 +8,8 @@ import numpy as np
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from popalign_core.assessment.distances import distance_to_base
+from popalign_core.assessment.distances import distance_to_base, group_distance
+from popalign_core.assessment.metric_frame import MetricFrame, metric_frame
 from popalign_core.assessment.quality import compare_scores, estimate_score, paired_cosines
 from popalign_core.assessment.resampling import Comparison, Estimate
 from popalign_core.attributes import AXES
@@ -103,7 +104,9 @@ class QualityRows:
         self.judge_id = judge_id
         self.scores: list[Row] = []
         self.group_scores: list[Row] = []
+        self.group_gaps: list[Row] = []
         self.distances: list[Row] = []
+        self.group_distances: list[Row] = []
         # Of held-out prompts, by measure: what changed, and the spread between the base model's images.
         self.held_out: dict[str, tuple[Comparison, float]] = {}
         self.changes: list[tuple[str, str, str, Comparison]] = []
@@ -118,7 +121,7 @@ class QualityRows:
             else:
                 features = {model: self._features(model, purpose, kind) for model in measured}
                 for measure in SCORERS[kind].distances:
-                    self.add_distance(measure, said_by, split, features)
+                    self.add_distance(measure, said_by, split, features, measured)
 
     def add_scores(
         self,
@@ -135,14 +138,24 @@ class QualityRows:
             overall = self._estimate(own, measured[model].prompt_ids, measure, split)
             self.scores.append({**identity, "judge_id": said_by, "kind": "neutral", **_numbers(overall)})
             identity |= {"judge_id": self.judge_id, "scorer_id": said_by}
-            for position, name in enumerate(self.config.expansion.axes):
-                for group in AXES[name].groups:
-                    of_group = np.array([s.cell[position] == group for s in measured[model].samples], bool)
-                    ids = [
-                        prompt for prompt, wanted in zip(measured[model].prompt_ids, of_group, strict=True) if wanted
-                    ]
-                    found = self._estimate(own[of_group], ids, measure, split) if ids else None
-                    self.group_scores.append({**identity, "axis": name, "group": group, **_numbers(found)})
+            for name, groups in self._groups(measured[model]).items():
+                said = {**identity, "axis": name}
+                if not any(groups):  # nobody's is known
+                    nothing = _numbers(None)
+                    self.group_scores += [{**said, "group": group, **nothing} for group in AXES[name].groups]
+                    continue
+                frame = metric_frame(
+                    own,
+                    groups,
+                    measured[model].prompt_ids,
+                    AXES[name].groups,
+                    rng=self._rng(measure, split),
+                    n_boot=self.config.assessment.resamples,
+                )
+                self.group_scores += [
+                    {**said, "group": group, **_numbers(found)} for group, found in frame.by_group.items()
+                ]
+                self.group_gaps.append({**said, **_gap(frame)})
         change = self._compare(measure, split, measured, values)
         self.changes.append((split, measure, said_by, change))
         if split == "eval":
@@ -168,12 +181,35 @@ class QualityRows:
         # Not by model: before and after are then of the same drawn prompts.
         return np.random.default_rng(derive_seed(self.config.seed, "assessment", "quality", *names))
 
-    def add_distance(self, measure: str, said_by: str, split: str, features: Mapping[str, np.ndarray]) -> None:
-        """Of the aligned from the base model's images. features: (images, dims) by model, same prompts and noise."""
+    def add_distance(
+        self,
+        measure: str,
+        said_by: str,
+        split: str,
+        features: Mapping[str, np.ndarray],
+        measured: Mapping[str, Measured],
+    ) -> None:
+        """Of the aligned from the base model's images, all and by group. features: (images, dims) by model, paired."""
         seed = derive_seed(self.config.seed, "assessment", "distance", split)
         found = distance_to_base(measure, features[BASE], features[self.model_id], seed=seed)
         identity: Row = {"run_id": self.run_id, "base_model_id": BASE, "model_id": self.model_id, "split": split}
-        self.distances.append({**identity, "features_id": said_by, **asdict(found)})
+        identity["features_id"] = said_by
+        self.distances.append({**identity, **asdict(found)})
+        before, after = self._groups(measured[BASE]), self._groups(measured[self.model_id])
+        for name in self.config.expansion.axes:
+            for group in AXES[name].groups:
+                sides = (
+                    vectors[np.array([shown == group for shown in groups[name]], bool)]
+                    for vectors, groups in ((features[BASE], before), (features[self.model_id], after))
+                )
+                of_group = group_distance(measure, *sides, seed=derive_seed(seed, name, group))
+                said = {"judge_id": self.judge_id, "axis": name, "group": group}
+                self.group_distances.append({**identity, **said, **asdict(of_group)})
+
+    def _groups(self, measured: Measured) -> dict[str, list[str | None]]:
+        """Of every image in its order, by axis; None = unknown."""
+        axes = enumerate(self.config.expansion.axes)
+        return {name: [sample.cell[position] for sample in measured.samples] for position, name in axes}
 
     def add_similarity(self, said_by: str, split: str, measured: Mapping[str, Measured]) -> None:
         """Mean cosine of the two models' images of one noise: what the same of controls is compared with."""
@@ -199,3 +235,13 @@ def _numbers(estimate: Estimate | None) -> Row:
     if estimate is None:
         return {"value": None, "low": None, "high": None, "n": 0}
     return {"value": estimate.value, "low": estimate.low, "high": estimate.high, "n": estimate.n}
+
+
+def _gap(frame: MetricFrame) -> Row:
+    row: Row = {"group_min": frame.group_min, "group_max": frame.group_max, "n_boot": frame.n_boot}
+    for name, found in (("overall", frame.overall), ("difference", frame.difference), ("ratio", frame.ratio)):
+        ends = (None, None, None) if found is None else (found.value, found.low, found.high)
+        row |= dict(zip((name, f"{name}_low", f"{name}_high"), ends, strict=True))
+    row |= {"null_mean": frame.null_mean, "null_high": frame.null_high}
+    groups = sum(found is not None for found in frame.by_group.values())
+    return row | {"groups": groups, "n": frame.overall.n, "unknown": frame.overall.unknown}

@@ -25,7 +25,8 @@ SHEET_COLUMNS = 10
 SHEET_ROWS = 12
 ROWS = (
     "prompts disparities comparisons group_shares scores group_scores group_diversities "
-    "distances entanglements extensions agreements status_counts populations refusals training_steps "
+    "group_gaps distances group_distances "
+    "entanglements extensions agreements status_counts populations refusals training_steps "
     "validations models seeds seed_summaries timings sampler_differences"
 ).split()
 YIELDS = """SELECT round, "group", sum(drawn)::INTEGER AS drawn, sum(kept)::INTEGER AS kept

@@ -93,6 +93,20 @@ def demographic_parity_difference(counts: np.ndarray, target: np.ndarray) -> np.
     return np.ptp(shares(counts) - target, axis=-1)
 
 
+def demographic_parity_ratio(counts: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """The group most below its target in proportion to the one most above it, min (p / q) / max (p / q): 1 = on target.
+
+    For a uniform target the smallest share by the largest one, which is fairlearn's measure of that name. The "four
+    fifths" of employment law are of it.
+    """
+    p = shares(counts)
+    wanted = np.broadcast_to(target > 0, p.shape)
+    times = np.divide(p, target, out=np.full(p.shape, np.nan), where=wanted)
+    least = np.asarray(np.where(wanted, times, np.inf).min(axis=-1))
+    most = np.asarray(np.where(wanted, times, -np.inf).max(axis=-1))
+    return np.divide(least, most, out=np.full(least.shape, np.nan), where=most > 0)
+
+
 def paper_code_discrepancy(counts: np.ndarray, _target: np.ndarray) -> np.ndarray:
     """The L2 discrepancy as the paper's released code computes it, only to compare with its numbers.
 
@@ -124,6 +138,7 @@ MEASURES: dict[str, Measure] = {
     "worst_group_share": worst_group_share,
     "worst_group_ratio": worst_group_ratio,
     "demographic_parity_difference": demographic_parity_difference,
+    "demographic_parity_ratio": demographic_parity_ratio,
     "paper_code_disparity": paper_code_discrepancy,
 }
 # What each measure can be for any counts and target: an interval ends there.
@@ -137,5 +152,6 @@ RANGES: dict[str, tuple[float, float]] = {
     "worst_group_share": (0, 1),
     "worst_group_ratio": (0, 1),
     "demographic_parity_difference": (0, 2),
+    "demographic_parity_ratio": (0, 1),
     "paper_code_disparity": (0, 1),
 }

@@ -1,4 +1,4 @@
-"""How far the aligned model's images are from the base's as sets, with what chance alone would show."""
+"""How far the aligned model's images are from the base's as sets, overall and by group, and what chance would show."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -58,6 +58,39 @@ class DistanceToBase:
     null_mean: float
     null_high: float
     n: int
+
+
+@dataclass(frozen=True)
+class GroupDistance:
+    """As `DistanceToBase`, of the images that show one group; all but the numbers None where a side has fewer than two.
+
+    n_base, n_aligned: images with that group of either model. null_mean, null_high: with the images of both sides
+    dealt anew at random, as many to each side as before.
+    """
+
+    measure: str
+    value: float | None
+    null_mean: float | None
+    null_high: float | None
+    n_base: int
+    n_aligned: int
+
+
+def group_distance(measure: str, base: np.ndarray, aligned: np.ndarray, *, seed: int) -> GroupDistance:
+    """base, aligned: features (images, dims) of one group's images. What shows a group differs, so nothing is paired.
+
+    The aligned model may show a group in other prompts than the base did; that is part of the distance.
+    """
+    sizes = len(base), len(aligned)
+    if min(sizes) < 2:
+        return GroupDistance(measure, None, None, None, *sizes)
+    compute, together = DISTANCES[measure], np.concatenate([base, aligned])
+    null: list[float] = []
+    for swap in range(SWAPS):
+        order = np.random.default_rng(derive_seed(seed, "group", measure, str(swap))).permutation(len(together))
+        null.append(compute(together[order[: sizes[0]]], together[order[sizes[0] :]], seed))
+    value = compute(base, aligned, seed)
+    return GroupDistance(measure, value, float(np.mean(null)), float(np.max(null)), *sizes)
 
 
 def distance_to_base(measure: str, base: np.ndarray, aligned: np.ndarray, *, seed: int) -> DistanceToBase:

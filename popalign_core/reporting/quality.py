@@ -46,26 +46,71 @@ def within_groups(data: ReportData) -> list[GroupTable]:
 
 
 @dataclass(frozen=True)
+class Gap:
+    """How far the groups of an axis are apart in one score, and what chance would pass once in twenty times."""
+
+    axis: str
+    measure: str
+    unit: str
+    difference: Change
+    chance_before: float | None
+    chance_after: float | None
+
+
+def gaps(data: ReportData) -> list[Gap]:
+    """On held-out neutral prompts, by axis and score."""
+    rows = matching(data.group_gaps, split=HELD_OUT, judge_id=data.judge_id)
+    ends = ("difference", "difference_low", "difference_high")
+    return [
+        Gap(
+            axis_label(str(axis)),
+            measure_label(str(measure)),
+            str(unit),
+            Change(measured(before, *ends), measured(after, *ends)),
+            *(None if row is None else row["null_high"] for row in (before, after)),
+        )
+        for (axis, measure, unit), (before, after) in paired(rows, ("axis", "measure", "unit"), data).items()
+    ]
+
+
+@dataclass(frozen=True)
 class Distance:
-    """Of the aligned model's images from the base's. null: what swapped sides give on the average; high: at most."""
+    """Of the aligned model's images from the base's, all or those that show one group.
+
+    n_base, n_aligned: images of either. null_mean, null_high: what sides that are swapped, or dealt anew, give on the
+    average and at most. All three None where a side has too few images.
+    """
 
     measure: str
     features_id: str
-    value: float
-    null_mean: float
-    null_high: float
-    n: int
+    of: str
+    value: float | None
+    null_mean: float | None
+    null_high: float | None
+    n_base: int
+    n_aligned: int
 
 
 def distances(data: ReportData) -> list[Distance]:
-    """On held-out neutral prompts."""
-    rows = matching(data.distances, split=HELD_OUT, model_id=data.model_id)
+    """On held-out neutral prompts; of each measure all images first."""
+    whole = [
+        {**row, "of": "all images", "n_base": row["n"], "n_aligned": row["n"]}
+        for row in matching(data.distances, split=HELD_OUT, model_id=data.model_id)
+    ]
+    by_group = [
+        {**row, "of": f"{axis_label(str(row['axis']))}: {row['group']}"}
+        for row in matching(data.group_distances, split=HELD_OUT, model_id=data.model_id, judge_id=data.judge_id)
+    ]
+    order = {name: position for position, name in enumerate(dict.fromkeys(str(row["measure"]) for row in whole))}
+    rows: list[Row] = sorted([*whole, *by_group], key=lambda row: order.get(str(row["measure"]), len(order)))
     return [
         Distance(
             measure_label(str(row["measure"])),
             str(row["features_id"]),
-            *(float(row[name]) for name in ("value", "null_mean", "null_high")),
-            n=int(row["n"]),
+            str(row["of"]),
+            *(row[name] for name in ("value", "null_mean", "null_high")),
+            n_base=int(row["n_base"]),
+            n_aligned=int(row["n_aligned"]),
         )
         for row in rows
     ]

@@ -57,6 +57,7 @@ def render_report(data: ReportData) -> str:
             unlabelled=classifiers.unlabelled(data),
             scores=comparisons.scores(data),
             within_groups=quality.within_groups(data),
+            gaps=quality.gaps(data),
             distances=quality.distances(data),
             likeness=quality.likeness(data),
             surroundings=quality.surroundings(data),

@@ -1,8 +1,9 @@
 """The paper-size job without its networks: what the processes of the benchmark of scale do.
 
-`stand_in` replaces the model, the sampler and the classifiers of `tasks` in this process: an image is one of a few
-pictures, at once, and what is perceived on it follows from its seed. Planning, claims, rows, image files, commits,
-timings, pairing and catalog are the product's own. Images are 64 px instead of 1024, so the bytes are not SDXL's.
+`stand_in` replaces the model, the sampler, the detector and the classifiers of `tasks` in this process: an image is one
+of a few pictures, at once, and what is perceived on it follows from its seed. Planning, claims, rows, image files,
+commits, timings, pairing and catalog are the product's own. Images are 64 px instead of 1024, so the bytes are not
+SDXL's.
 `python paper_size.py STEP WORKSPACE SHARE` does one step and writes JSON. SHARE: of the paper's images a prompt.
 """
 
@@ -20,9 +21,11 @@ from peak_memory import peak_mib
 
 import tasks.classification as classification_tasks
 import tasks.sampling as sampling_tasks
+import tasks.stored_shard as stored_shard
 from popalign_core.attributes import Axis
 from popalign_core.classification import AxisProbabilities
 from popalign_core.config import RunConfig, with_settings
+from popalign_core.detection import Box
 from popalign_core.models.sdxl import ModelSource
 from popalign_core.presets import preset
 from popalign_core.sampling import ImageRequest, SampledImage, SamplingSettings
@@ -105,6 +108,16 @@ class StubClassifier:
         return found
 
 
+class StubDetector:
+    """Sees one person, in the middle of every picture."""
+
+    detector_id = "stub"
+
+    def find(self, images: np.ndarray) -> list[list[Box]]:
+        quarter = SIDE // 4
+        return [[Box(quarter, quarter, SIDE - quarter, SIDE - quarter, 0.9)]] * len(images)
+
+
 def stand_in() -> None:
     """For the rest of this process."""
     sampling_tasks.loaded_model = StubModel
@@ -113,6 +126,7 @@ def stand_in() -> None:
     sampling_tasks.fitting = lambda _workspace, _model, settings: settings
     sampling_tasks.sampler_facts = lambda *_: {"sampler": "stub"}
     classification_tasks.classifier_of = lambda *_: StubClassifier()
+    stored_shard.detector = lambda *_: StubDetector()
 
 
 def configuration(share: float) -> RunConfig:

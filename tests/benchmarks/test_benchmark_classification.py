@@ -36,7 +36,7 @@ CONFIG = preset("emoji")
 NAMES = CONFIG.expansion.axes
 IMAGES = 256
 REPETITIONS = int(os.environ.get("POPALIGN_BENCH_REPETITIONS", "5"))
-# The aim is 10. On a CPU the forward pass in batches costs 1/5.7 of what it costs alone (docs/method.md, section 9).
+# The aim is 10, which arithmetic alone hardly allows on two cores (docs/performance.md).
 LEAST_RATIO = 4.0
 # Probabilities: batches and single images round otherwise.
 TOLERANCE = 1e-4

@@ -46,7 +46,8 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[float, dict[str, 
 def run_step(step: str, place: Path, share: float) -> dict[str, Any]:
     """In a process of its own: memory is of that step alone."""
     command = [sys.executable, str(SCRIPT), step, str(place), str(share)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    assert done.returncode == 0, f"step {step} of {share} failed; its error is above"
     return json.loads(done.stdout.splitlines()[-1])
 
 

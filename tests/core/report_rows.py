@@ -61,7 +61,9 @@ def good_run(seed: int = 0, images: int = 48, held_out: tuple[str, ...] = HELD_O
         scores=scores(),
         group_scores=group_scores(),
         group_diversities=group_diversities(),
+        group_gaps=group_gaps(),
         distances=distances(),
+        group_distances=group_distances(),
         entanglements=entanglements(),
         extensions=extensions(),
         agreements=agreements(),
@@ -165,6 +167,27 @@ def group_scores():
             (MODEL, "man", 27.625, 191),
         )
     ]
+
+
+def group_gaps():
+    """Before, one group alone."""
+    common = {"run_id": RUN, "judge_id": JUDGE, "split": "eval", "measure": "clip_score", "unit": "points"}
+    common |= {"scorer_id": BUILDER, "axis": GENDER, "n": 371, "unknown": 13, "n_boot": 2000}
+    common |= {"overall": 27.25, "overall_low": 27.0, "overall_high": 27.5}
+    alone = {"model_id": BASE, "group_min": 27.375, "group_max": 27.375, "groups": 1}
+    apart = {"difference": 0.75, "difference_low": 0.0625, "difference_high": 1.4375, "null_mean": 0.25}
+    apart |= {"null_high": 0.5625, "ratio": 0.97, "ratio_low": 0.95, "ratio_high": 1.0}
+    both = {"model_id": MODEL, "group_min": 26.875, "group_max": 27.625, "groups": 2, **apart}
+    return [common | dict.fromkeys(apart) | alone, common | both]
+
+
+def group_distances():
+    """Of the group that no image of the base model shows there is none."""
+    common = {"run_id": RUN, "base_model_id": BASE, "model_id": MODEL, "split": "eval", "features_id": BUILDER}
+    common |= {"judge_id": JUDGE, "axis": GENDER, "measure": "frechet_to_base"}
+    nothing = {"value": None, "null_mean": None, "null_high": None, "n_base": 0, "n_aligned": 180}
+    man = {"value": 2.4375, "null_mean": 0.9375, "null_high": 1.3125, "n_base": 371, "n_aligned": 191}
+    return [common | {"group": "woman"} | nothing, common | {"group": "man"} | man]
 
 
 def group_diversities():
@@ -384,6 +407,8 @@ def half_run() -> ReportData:
         group_shares=[row for row in whole.group_shares if row["model_id"] == BASE],
         scores=[],
         group_scores=[],
+        group_gaps=[],
+        group_distances=[],
         group_diversities=[],
         distances=[],
         entanglements=[],

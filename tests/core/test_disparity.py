@@ -10,6 +10,7 @@ from popalign_core.assessment.disparity import (
     MEASURES,
     RANGES,
     demographic_parity_difference,
+    demographic_parity_ratio,
     jensen_shannon_distance,
     kl_divergence,
     l2_discrepancy,
@@ -68,6 +69,7 @@ def test_a_collapsed_population_reaches_the_bounds(groups):
         "worst_group_share": 0,
         "worst_group_ratio": 0,
         "demographic_parity_difference": 1,
+        "demographic_parity_ratio": 0,
         "paper_code_disparity": 0,
     }
     assert expected.keys() == MEASURES.keys()
@@ -134,6 +136,8 @@ def test_values_by_hand():
     assert worst_group_ratio(skewed, np.array([0.5, 0.5, 0])) == pytest.approx(0.6)
     assert worst_group_ratio(skewed, uniform(3)) == pytest.approx(0.3)
     assert demographic_parity_difference(skewed, uniform(3)) == pytest.approx(0.5)
+    assert demographic_parity_ratio(skewed, uniform(3)) == pytest.approx(1 / 6)
+    assert demographic_parity_ratio(skewed, np.array([0.5, 0.5, 0])) == pytest.approx(0.5)
     assert demographic_parity_difference(skewed, np.array([0.2, 0.3, 0.5])) == pytest.approx(0.8)
 
 

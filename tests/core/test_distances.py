@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from popalign_core.assessment.distances import DISTANCES, SWAPS, cmmd, distance_to_base
+from popalign_core.assessment.distances import DISTANCES, SWAPS, cmmd, distance_to_base, group_distance
 from popalign_core.errors import InvalidInput
 from popalign_core.quality_config import SCORERS
 
@@ -52,6 +52,31 @@ def test_without_an_effect_the_limit_is_passed_once_in_twenty_times() -> None:
         passed += found.value > found.null_high
     # Binomial(400, 1 / 20): mean 20, standard deviation 4.4.
     assert SWAPS == 19
+    assert 7 <= passed <= 33
+
+
+def test_of_a_group_the_sides_need_not_be_alike_in_number() -> None:
+    rng = np.random.default_rng(1)
+    base, far, near = rng.normal(size=(40, 3)), rng.normal(1, 1, (25, 3)), rng.normal(size=(25, 3))
+    found = group_distance("fd_dinov2", base, far, seed=0)
+    assert (found.n_base, found.n_aligned) == (40, 25)
+    assert found.value == pytest.approx(DISTANCES["fd_dinov2"](base, far, 0))
+    assert found.value > found.null_high > found.null_mean
+    same = group_distance("fd_dinov2", base, near, seed=0)
+    assert same.value < 2 * same.null_high
+
+
+def test_a_group_with_one_image_has_no_distance() -> None:
+    found = group_distance("cmmd", np.zeros((1, 3)), np.zeros((5, 3)), seed=0)
+    assert (found.value, found.null_mean, found.null_high, found.n_base, found.n_aligned) == (None, None, None, 1, 5)
+
+
+def test_of_a_group_chance_passes_the_limit_once_in_twenty_times() -> None:
+    passed = 0
+    for run in range(400):
+        rng = np.random.default_rng(run)
+        found = group_distance("cmmd", rng.normal(size=(12, 2)), rng.normal(size=(20, 2)), seed=run)
+        passed += found.value > found.null_high
     assert 7 <= passed <= 33
 
 

@@ -5,8 +5,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torchmetrics.image.fid import FrechetInceptionDistance
 
 from popalign_core.assessment.quality import (
+    _Features,  # pyright: ignore[reportPrivateUsage]
     clip_score,
     compare_scores,
     estimate_score,
@@ -82,6 +84,21 @@ def test_frechet_distance_of_gaussians_with_known_moments():
     assert frechet_distance(features, other) == pytest.approx(expected, rel=1e-6)
     assert frechet_distance(other, features) == pytest.approx(expected, rel=1e-6)
     assert frechet_distance(features, features[::-1].copy()) == pytest.approx(0, abs=1e-6)
+
+
+def test_frechet_distance_of_fewer_images_than_dims_is_that_of_torchmetrics():
+    """The covariances have rank 11 and 8 then; torchmetrics takes roots of eigenvalues that rounding leaves near 0."""
+    one, other = rng().normal(size=(12, 40)), rng(2).normal(0.3, 1.5, size=(9, 40))
+    metric = FrechetInceptionDistance(feature=_Features(40))
+    for features, real in ((one, True), (other, False)):
+        metric.update(torch.from_numpy(features), real=real)
+    assert frechet_distance(one, other) == pytest.approx(float(metric.compute()), rel=1e-4)
+    assert frechet_distance(one, one[::-1].copy()) == pytest.approx(0, abs=1e-9)
+    line = np.zeros((3, 8))
+    line[:, 0] = [-1.0, 0.0, 1.0]
+    moved = 2 * line
+    moved[:, 0] += 3
+    assert frechet_distance(line, moved) == pytest.approx(3**2 + (1 - 2) ** 2)
 
 
 def test_kernel_distance_of_two_points_and_of_one_distribution():

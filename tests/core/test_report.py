@@ -392,6 +392,9 @@ def test_quality_within_groups_names_every_group_and_its_images() -> None:
     assert all(repr(value) in shown for value in (26.875, 27.375, 27.625, 12.25, 16.25))
     assert all(repr(value) in shown for value in (3.1875, 0.8125, 1.0625, 0.09375, 0.0546875, 0.171875, 0.140625))
     assert "narrow enough" in page.text
+    # How far groups are apart with what chance gives; before there was one group, and of women no distance.
+    assert all(repr(value) in shown for value in (0.75, 0.5625, 2.4375, 1.3125))
+    assert "perceived gender: woman" in page.text.lower()
     # Before, no image was perceived as a woman: a number without images is none.
     assert "29.125" not in shown
     without = replace(made_up.good_run(), group_scores=(), group_diversities=(), distances=(), extensions=())

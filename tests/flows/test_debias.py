@@ -165,10 +165,10 @@ def test_progress_says_how_much_how_fast() -> None:
 def test_every_question_of_the_documentation_has_an_answer(place: Workspace) -> None:
     text = (Path(__file__).parents[2] / "docs" / "queries.md").read_text()
     questions = re.findall(r"\*\*(\d+)\. .*?```sql\n(.*?)```", text, re.DOTALL)
-    assert [int(number) for number, _ in questions] == list(range(1, 21))
+    assert [int(number) for number, _ in questions] == list(range(1, 23))
     rows = {number: query(place, sql.replace("demo-0", RUN)).num_rows for number, sql in questions}
     # What is not there in this run: groups that never occur, unknown images, refusals.
-    assert {number for number, count in rows.items() if not count} <= {"6", "9", "14"}
+    assert {number for number, count in rows.items() if not count} <= {"6", "9", "16"}
 
 
 def test_the_notebook_draws_the_run(place: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,6 +204,20 @@ def test_macros_give_the_numbers_of_the_tables(place: Workspace) -> None:
         assert cell["share"] == pytest.approx(share["share"])
         assert [cell[end] for end in ("low", "high")] == pytest.approx(wilson_interval(cell["count"], cell["n"]))
         assert share["floor"] == pytest.approx((0.5 / share["n"]) ** 0.5)
+
+    by_group = {
+        (row["axis"], row["measure"], row["group"]): row
+        for row in query(place, f"FROM by_group('{RUN}', '{base}')").to_pylist()
+    }
+    stored = [row for row in read_rows(place, RUN, "group_scores") if row["split"] == "eval"]
+    assert {key: row["value"] for key, row in by_group.items() if key[1] == "clip_score"} == {
+        (row["axis"], row["measure"], row["group"]): row["value"] for row in stored if row["model_id"] == base
+    }
+    assert {key[1] for key in by_group} == {"share", "clip_score", "vendi_score"}
+    gaps = query(place, f"FROM gaps('{RUN}')").to_pylist()
+    assert [(row["measure"], row["which"]) for row in gaps] == [("clip_score", "before"), ("clip_score", "after")]
+    means = [row["value"] for row in by_group.values() if row["measure"] == "clip_score" and row["value"] is not None]
+    assert (gaps[0]["group_min"], gaps[0]["group_max"]) == (min(means), max(means))
 
     before, after = (
         {

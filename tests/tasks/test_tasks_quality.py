@@ -60,6 +60,28 @@ def test_every_image_has_a_score_in_its_group_and_the_decision_reads_it(scored_r
     assert np.average([row["value"] for row in by_group], weights=[4, 12]) == pytest.approx(hps[0])
     assert {row["scorer_id"].partition("@")[0] for row in by_group} == {"hps:emoji-clip"}
 
+    (gap,) = [
+        row
+        for row in read_artifact(ref, "group_gaps")
+        if (row["measure"], row["model_id"], row["axis"]) == ("hps", BASE, "perceived_gender")
+    ]
+    means = sorted(row["value"] for row in by_group)
+    assert (gap["group_min"], gap["group_max"]) == tuple(means)
+    assert (gap["difference"], gap["ratio"]) == pytest.approx((means[1] - means[0], means[0] / means[1]))
+    assert (gap["overall"], gap["n"], gap["groups"], gap["unknown"]) == (pytest.approx(hps[0]), 16, 2, 0)
+    assert gap["null_high"] > 0
+
+    distances = {
+        row["group"]: row
+        for row in read_artifact(ref, "group_distances")
+        if row["measure"] == "fd_dinov2" and row["axis"] == "perceived_gender"
+    }
+    assert [(distances[name]["n_base"], distances[name]["n_aligned"]) for name in ("woman", "man")] == [
+        (4, 4),
+        (12, 12),
+    ]
+    assert distances["man"]["value"] == pytest.approx(0.0, abs=1e-4)
+
     (distance,) = [row for row in read_artifact(ref, "distances") if row["measure"] == "fd_dinov2"]
     assert (distance["value"], distance["n"]) == (pytest.approx(0.0, abs=1e-4), 16)
 
