@@ -84,8 +84,9 @@ def _start(plan: Plan, children: list[Child], say: Say) -> None:
     for worker in workers:
         worker.start()
         say(f"worker: {worker.name} (process {worker.pid})")
-    _record(plan, children, ready=True)
+    # Said before it is recorded: `up --detach` shows what was said as soon as the record is there.
     say(f"up after {time.monotonic() - began:.0f} s: http://{HOST}:{plan.port} (stop with Ctrl-C or `popalign down`)")
+    _record(plan, children, ready=True)
 
 
 def _set_up(plan: Plan) -> list[str]:
