@@ -53,9 +53,14 @@ ASSESSMENT_TABLES: dict[str, TableSpec] = {
             ("count", I32, "images"),
             N,
             ("share", F64, "count / n"),
-            ("low", F64, "lower end of its 95% interval, images as independent"),
+            ("low", F64, "lower end of its 95% interval"),
             ("high", F64, "upper end of it"),
-            ("interval?", STR, "wilson; clopper-pearson where fewer than 5 images are in the group or outside it"),
+            (
+                "interval?",
+                STR,
+                "of a prompt: wilson, or clopper-pearson where fewer than 5 images are in the group or outside it; "
+                "pooled: prompts, wilson at the effective number of images, since those of one prompt are alike",
+            ),
         ],
     ),
     "target_shares": (

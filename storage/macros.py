@@ -34,11 +34,18 @@ SCALARS = {
 MACROS: dict[str, Macro] = {
     "shares": Macro(
         "run, model",
-        "shares of every perceived group by subject, with interval and floor; subject null: pooled over prompts",
+        "shares of every perceived group by subject, with interval and floor; subject null: pooled over prompts; "
+        "least, most: the share if no unknown image, or every one, were of the group",
         """SELECT g.split, p.subject, p.text, g.axis, g."group", g.count, g.n, g.share, g.low, g.high,
        sqrt((1 - 1 / count(*) OVER (PARTITION BY g.split, g.prompt_id, g.axis, g.judge_id)) / nullif(g.n, 0)) AS floor,
-       g.judge_id
+       d.unknown, g.count / nullif(g.n + d.unknown, 0) AS least,
+       (g.count + d.unknown) / nullif(g.n + d.unknown, 0) AS most, g.judge_id
 FROM group_shares AS g LEFT JOIN prompts AS p USING (run_id, prompt_id)
+LEFT JOIN disparities AS d
+  ON d.run_id = g.run_id AND d.model_id = g.model_id AND d.judge_id = g.judge_id AND d.split = g.split
+ AND d.axis = g.axis AND d.measure = 'l2' AND d.target = 'uniform'
+ AND d.level = CASE WHEN g.prompt_id IS NULL THEN 'pooled' ELSE 'prompt' END
+ AND d.prompt_id IS NOT DISTINCT FROM g.prompt_id
 WHERE g.run_id = run AND g.model_id = model
 ORDER BY g.split, g.axis, p.subject NULLS FIRST, g."group\"""",
     ),
@@ -79,24 +86,27 @@ WHERE g.run_id = run AND g.split = 'eval'
 ORDER BY g.axis, g.measure, which DESC""",
     ),
     "worst_prompts": Macro(
-        "run, model, top := 10",
-        "the held-out prompts with the largest disparity (L2), with interval, floor and unknowns",
-        """SELECT d.axis, p.text, d.value, d.low, d.high, d.floor, d.n, d.unknown, d.judge_id, d.prompt_id
+        "run, model, top := 10, wanted_target := 'uniform'",
+        "the held-out prompts with the largest disparity (L2), with interval, floor, null band and unknowns",
+        """SELECT d.axis, p.text, d.value, d.low, d.high, d.floor, d.null_low, d.null_high, d.n, d.unknown, d.judge_id,
+       d.prompt_id
 FROM disparities AS d JOIN prompts AS p USING (run_id, prompt_id)
 WHERE d.run_id = run AND d.model_id = model AND d.split = 'eval' AND d.level = 'prompt' AND d.measure = 'l2'
-  AND d.target = 'uniform'
+  AND d.target = wanted_target
 QUALIFY row_number() OVER (PARTITION BY d.axis, d.judge_id ORDER BY d.value DESC, d.prompt_id) <= top
 ORDER BY d.axis, d.value DESC, d.prompt_id""",
     ),
     "cells": Macro(
         "run, model",
         "intersectional cells: perceived groups of all axes at once, zeros included, over neutral prompts; "
-        "intervals are Wilson's, those of small cells in group_shares are exact",
+        "intervals are Wilson's, as if images of one prompt were not alike; group_shares has the judge's over prompts",
         # Axes are put in order in the few distinct cells, not in every image; so with prompts below.
         """WITH RECURSIVE vocabulary AS (
     SELECT axis, "group", dense_rank() OVER (ORDER BY axis) AS position
     FROM (SELECT axis, "group" FROM group_shares WHERE run_id = run
           UNION SELECT axis, "group" FROM populations WHERE run_id = run)
+    -- Crossed axes are cells already.
+    WHERE NOT contains(axis, ' & ')
 ), grid AS (
     SELECT 0 AS filled, CAST([] AS VARCHAR[]) AS cell
     UNION ALL
@@ -126,16 +136,26 @@ CROSS JOIN (SELECT cell FROM grid WHERE filled = (SELECT max(position) FROM voca
 LEFT JOIN counts AS c USING (classifier_id, split, cell)
 ORDER BY t.split, t.classifier_id, share DESC, g.cell""",
     ),
+    "changes": Macro(
+        "run",
+        "which held-out prompts changed (L2): permutation test image by image from the same noise, with Holm's and "
+        "Benjamini-Hochberg's corrections; text null: the mean over prompts",
+        """SELECT c.axis, p.text, c.before, c.after, c.difference, c.n, c.changed, c.p_value, c.p_holm,
+       c.p_benjamini_hochberg, c.judge_id
+FROM prompt_changes AS c LEFT JOIN prompts AS p USING (run_id, prompt_id)
+WHERE c.run_id = run AND c.split = 'eval'
+ORDER BY c.axis, c.p_value, c.difference, p.text""",
+    ),
     "nights": Macro(
-        "",
+        "wanted_target := 'uniform'",
         "drift: the mean held-out disparity (L2) of every run's models in the order of their first start",
         """SELECT s.started_at, d.run_id, d.axis,
        CASE WHEN d.model_id = c.base_model_id THEN 'before' WHEN d.model_id = c.model_id THEN 'after' END AS which,
-       d.model_id, d.value, d.low, d.high, d.floor, d.n, d.unknown, c.verdict, d.judge_id
+       d.model_id, d.value, d.low, d.high, d.floor, d.null_low, d.null_high, d.n, d.unknown, c.verdict, d.judge_id
 FROM disparities AS d
 JOIN (SELECT run_id, min(started_at) AS started_at FROM starts GROUP BY run_id) AS s USING (run_id)
 LEFT JOIN decisions AS c USING (run_id)
-WHERE d.split = 'eval' AND d.level = 'mean' AND d.measure = 'l2' AND d.target = 'uniform'
+WHERE d.split = 'eval' AND d.level = 'mean' AND d.measure = 'l2' AND d.target = wanted_target
 ORDER BY s.started_at, d.run_id, d.axis, which DESC""",
     ),
     "cost": Macro(

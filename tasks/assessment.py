@@ -13,7 +13,7 @@ from popalign_core.assessment.disparity import l2_discrepancy
 from popalign_core.assessment.obedience import Answers, compare_obedience, obedience
 from popalign_core.assessment.quality import clip_score
 from popalign_core.assessment.resampling import Comparison, Estimate
-from popalign_core.assessment.uncertainty import compare, compare_unknown, share_interval
+from popalign_core.assessment.uncertainty import compare, compare_unknown
 from popalign_core.attributes import AXES, CROSSING, Axis, cross_axes
 from popalign_core.config import RunConfig
 from popalign_core.models.sdxl import pick_device
@@ -134,15 +134,7 @@ class _Assessment:
     ) -> None:
         identity: Row = {"run_id": self.run_id, "model_id": model, "judge_id": self.judge_id, "split": split}
         self.rows["disparities"] += self.tables.disparities(identity, axis, counts)
-        pooled = (sum(found for found, _ in counts.values()), None)
-        for prompt_id, (found, _) in [*counts.items(), (None, (pooled[0], 0))]:
-            n = int(np.sum(found))
-            for group, count in zip(axis.groups, np.asarray(found).tolist(), strict=True):
-                low, high, interval = share_interval(count, n)
-                share = count / n if n else float("nan")
-                row = {"prompt_id": prompt_id, "axis": axis.name, "group": group, "count": count, "n": n}
-                ends = {"low": low, "high": high, "interval": interval}
-                self.rows["group_shares"].append({**identity, **row, "share": share, **ends})
+        self.rows["group_shares"] += self.tables.shares(identity, axis, counts)
 
     def _compare_disparity(
         self, split: str, axis: Axis, counts: Mapping[str, Mapping[str, tuple[np.ndarray, int]]]

@@ -10,6 +10,8 @@ import numpy as np
 from popalign_core.assessment.disparity_rows import Counted, measure_disparities
 from popalign_core.assessment.diversity import group_diversity
 from popalign_core.assessment.permutation import Labels, prompt_changes
+from popalign_core.assessment.pooled_shares import pooled_shares
+from popalign_core.assessment.uncertainty import share_interval
 from popalign_core.attributes import AXES, Axis
 from popalign_core.config import RunConfig
 from popalign_core.expansion import Prompt
@@ -78,6 +80,23 @@ class DisparityTables:
             if shares := target.shares(axis, subjects):
                 rows += measure_disparities(counts, axis, shares, name=target.name, **settings)
         return [{**identity, **asdict(row)} for row in rows]
+
+    def shares(self, identity: Row, axis: Axis, counts: Mapping[str, tuple[np.ndarray, int]]) -> list[Row]:
+        """Every group's share in each prompt, and in all of them together (prompt_id None)."""
+        rows: list[Row] = []
+        for prompt_id, (found, _) in counts.items():
+            n = int(np.sum(found))
+            for group, count in zip(axis.groups, np.asarray(found).tolist(), strict=True):
+                low, high, interval = share_interval(count, n)
+                row = {"prompt_id": prompt_id, "axis": axis.name, "group": group, "count": count, "n": n}
+                ends = {"low": low, "high": high, "interval": interval}
+                rows.append({**identity, **row, "share": count / n if n else float("nan"), **ends})
+        table = np.stack([found for found, _ in counts.values()])
+        for group, count, pooled in zip(axis.groups, table.sum(axis=0).tolist(), pooled_shares(table), strict=True):
+            row = {"prompt_id": None, "axis": axis.name, "group": group, "count": count, "n": pooled.n}
+            ends = {"low": pooled.low, "high": pooled.high, "interval": "prompts"}
+            rows.append({**identity, **row, "share": pooled.value, **ends})
+        return rows
 
     def target_rows(self, run_id: str) -> list[Row]:
         """What the targets say."""

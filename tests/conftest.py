@@ -6,7 +6,6 @@ import subprocess
 import tempfile
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -16,7 +15,6 @@ MARKED_LEVELS = {"browser": "browser", "gpu": "gpu", "benchmarks": "benchmark"}
 WHOLE_TREE = "the tree"
 COLLECTED = pytest.StashKey[Counter[str]]()
 SELECTED = pytest.StashKey[Counter[str]]()
-LEVEL_COUNTS = "popalign_levels"
 
 # Read once, when torch, Prefect and the model libraries are imported, and inherited by the processes that tests start.
 PREFECT_HOME = tempfile.TemporaryDirectory(prefix="popalign-tests-")
@@ -69,19 +67,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     session.config.stash[SELECTED].update(level_of(item) for item in session.items)
-
-
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    """A process of pytest-xdist tells what it collected, which is the same in all of them."""
-    if (output := getattr(session.config, "workeroutput", None)) is not None:
-        output[LEVEL_COUNTS] = [dict(session.config.stash[key]) for key in (COLLECTED, SELECTED)]
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_testnodedown(node: Any) -> None:
-    counts = getattr(node, "workeroutput", {}).get(LEVEL_COUNTS)
-    if counts:
-        node.config.stash[COLLECTED], node.config.stash[SELECTED] = map(Counter, counts)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

@@ -31,11 +31,12 @@ def clustered_share(values: np.ndarray, prompt_ids: np.ndarray) -> Estimate:
     spread = share * (1 - share)
     effective = min(len(values), spread / variance) if variance > 0 and spread > 0 else len(values)
     quantile = float(stats.t.ppf(LEVELS[1] / 100, prompts - 1))
-    low, high = _wilson(share, effective if spread > 0 else prompts, quantile)
+    low, high = wilson_at(share, effective if spread > 0 else prompts, quantile)
     return Estimate(share, low, high, len(values))
 
 
-def _wilson(share: float, n: float, quantile: float) -> tuple[float, float]:
+def wilson_at(share: float, n: float, quantile: float) -> tuple[float, float]:
+    """Wilson's interval of a share at an effective number n, which need not be whole."""
     square = quantile**2
     centre, half = share + square / (2 * n), quantile * np.sqrt(share * (1 - share) / n + square / (4 * n**2))
     return max(0.0, float((centre - half) / (1 + square / n))), min(1.0, float((centre + half) / (1 + square / n)))

@@ -163,18 +163,19 @@ def _numbers(rows: Sequence[Row], data: ReportData) -> list[ComparedNumber]:
 
 
 def other_measures(data: ReportData) -> list[ComparedNumber]:
-    """Every mean and pooled disparity, whatever its measure and split."""
-    rows = [row for row in _neutral(data) if row["level"] != "prompt" and row["split"] != "validation"]
-    keys = ("split", "suite", "level", "axis", "measure")
+    """Every disparity of more than a prompt, whatever its measure, split and target, and of each stratum of prompts."""
+    rows = [row for row in _neutral(data, "") if row["level"] != "prompt" and row["split"] != "validation"]
+    keys = ("split", "suite", "level", "stratum", "target", "axis", "measure")
     return [
         ComparedNumber(
             name=f"{_with_suite(str(axis), suite)}: {measure_label(str(measure))}",
-            of=f"{SPLITS.get(str(split), split)}, {level}",
+            of=f"{SPLITS.get(str(split), split)}, {level if stratum is None else stratum}"
+            + ("" if target in (None, "uniform") else f", target {target}"),
             unit="",
             change=change,
             style="plain",
         )
-        for (split, suite, level, axis, measure), change in _changes(rows, keys, data).items()
+        for (split, suite, level, stratum, target, axis, measure), change in _changes(rows, keys, data).items()
     ]
 
 
@@ -209,11 +210,11 @@ def _changes(rows: Sequence[Row], keys: Sequence[str], data: ReportData) -> dict
     return {key: Change(measured(a), measured(b)) for key, (a, b) in paired(rows, keys, data).items()}
 
 
-def _neutral(data: ReportData) -> list[Row]:
-    """Disparities of neutral prompts by the run's judge."""
+def _neutral(data: ReportData, target: str = "uniform") -> list[Row]:
+    """Disparities of neutral prompts by the run's judge, to that target; empty = to each that was measured."""
     rows = matching(data.disparities, judge_id=data.judge_id)
     neutral = [row for row in rows if row.get("kind", "neutral") == "neutral"]
-    return [row for row in neutral if row.get("target", "uniform") == "uniform"]
+    return [row for row in neutral if not target or row.get("target", "uniform") == target]
 
 
 def _scores(data: ReportData) -> list[Row]:

@@ -28,6 +28,7 @@ LIMIT 20;"""
         ("The headline: mean held-out disparity of every model", headline),
         ("What changed, paired over prompts: disparities, unknowns, scores, obedience", _all("comparisons", eval_only)),
         ("The 20 largest changes of a group's share in one prompt", prompts),
+        ("Which prompts changed, by a test on pairs of images from the same noise", f"FROM changes({run});"),
         ("Shares of groups, all prompts together", _all("group_shares", f"{eval_only} AND prompt_id IS NULL")),
         ("The images behind a share, one group of one prompt", _images(run, model, data)),
         ("Agreement of the two classifiers", _all("agreements", eval_only)),

@@ -243,6 +243,7 @@ def kill_later(process: ForkServerProcess, root: Path, seconds: float, committed
     process.kill()
 
 
+@pytest.mark.stack
 def test_killed_at_random_times_it_ends_with_the_same_artifacts(tmp_path: Path, undisturbed: Undisturbed) -> None:
     """With a Prefect home of its own, so that an early kill hits the making of Prefect's database, too."""
     root, home = tmp_path / "workspace", {"PREFECT_HOME": str(tmp_path / "prefect")}

@@ -1,16 +1,23 @@
 """An assessment of labels that are written down: every number that is reported, by hand."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
+from popalign_core.attributes import AXES
+from popalign_core.classification import Status
+from popalign_core.config import with_settings
 from popalign_core.reporting.queries import sql_queries
 from popalign_core.reporting.report_data import ReportData
 from storage.artifacts import ArtifactRef
 from storage.catalog import query, rebuild_catalog
+from storage.commit import staged_artifact
 from storage.layout import Workspace
-from storage.tables import read_artifact
+from storage.tables import read_artifact, write_rows
 from tasks.assessment import assess
+from tasks.classification import attributes_of
+from tasks.expansion import write_prompts
 from tasks.run import BASE, read_prompts, reference
 
 MODEL = "round-1"
@@ -85,7 +92,10 @@ def test_shares_name_groups_that_never_occur(written_run) -> None:
     none = only(shares, model_id=BASE, group="woman")
     assert (none["count"], none["n"], none["share"]) == (0, 16, 0.0)
     assert none["low"] == 0.0
-    assert 0.0 < none["high"] < 0.25
+    # Two prompts in which one group is alone say next to nothing of others.
+    assert none["high"] > 0.9
+    by_prompt = [row for row in read_artifact(ref, "group_shares") if row["prompt_id"] and row["group"] == "woman"]
+    assert {(row["low"], row["interval"]) for row in by_prompt if row["model_id"] == BASE} == {(0.0, "clopper-pearson")}
 
 
 def test_lost_obedience_holds_the_model(written_run) -> None:
@@ -118,6 +128,66 @@ def test_the_same_images_score_the_same(written_run) -> None:
     distance = only(read_artifact(ref, "distances"), measure="frechet_to_base", split="eval")
     assert distance["value"] == pytest.approx(0.0, abs=1e-6)
     assert distance["null_high"] == pytest.approx(0.0, abs=1e-6)
+
+
+def test_cells_of_two_axes_hold_every_image(written_run) -> None:
+    """Also once the assessment has crossed the axes itself."""
+    axes = ("perceived_gender", "perceived_skin_tone")
+    config = with_settings(written_run.config, {"expansion.axes": ",".join(axes)})
+    run = replace(written_run, run_id="crossed", config=config)
+    write_prompts.fn(run.workspace, run.run_id, config.expansion)
+    shown = {
+        "perceived_gender": alternating,
+        "perceived_skin_tone": lambda row: "dark" if row["sample_index"] else None,
+    }
+    for model in (BASE, MODEL):
+        for purpose, roles in (("evaluation", ("judge", "builder")), ("obedience", ("judge",))):
+            samples = run.commit_samples(model, purpose)
+            for role in roles:
+                commit_labels_of(samples, role, shown)
+    ref = assess.fn(run.workspace, run.run_id, run.config, MODEL)
+    place = Workspace.open(run.workspace)
+    rebuild_catalog(place)
+    held_out = "split = 'eval'"
+    judged = f"{held_out} AND classifier_id = 'written down for the judge'"
+    cells = query(place, f"FROM cells('{run.run_id}', '{BASE}') WHERE {judged}").to_pylist()
+    assert len(cells) == 10
+    assert {(row["n"], row["unknown"]) for row in cells} == {(14, 2)}
+    assert {row["cell"]: row["count"] for row in cells if row["count"]} == {"woman x dark": 6, "man x dark": 8}
+    crossed = [row for row in read_artifact(ref, "group_shares") if " & " in row["axis"] and row["prompt_id"] is None]
+    assert sum(row["count"] for row in crossed if row["model_id"] == BASE) == 14
+
+    shares = query(place, f"FROM shares('{run.run_id}', '{BASE}') WHERE {held_out} AND subject IS NULL").to_pylist()
+    dark = only(shares, group="dark")
+    assert (dark["count"], dark["n"], dark["unknown"]) == (14, 14, 2)
+    assert (dark["least"], dark["most"]) == (14 / 16, 1.0)
+    assert (only(shares, group="light")["least"], only(shares, group="light")["most"]) == (0.0, 2 / 16)
+    changes = query(place, f"FROM changes('{run.run_id}') WHERE axis = 'perceived_gender'").to_pylist()
+    assert {(row["changed"], row["p_value"]) for row in changes} == {(0, 1.0)}
+    assert [row["n"] for row in changes if row["text"] is None] == [16]
+
+
+def commit_labels_of(samples: ArtifactRef, role: str, shown: dict) -> None:
+    """Of several axes; None is a low confidence."""
+    rows = []
+    for row in read_artifact(samples, "samples"):
+        identity = {name: row[name] for name in ("run_id", "model_id", "sample_id", "prompt_id")}
+        for axis, label in shown.items():
+            said = label(row)
+            groups = len(AXES[axis].groups)
+            rows.append(
+                {
+                    **identity,
+                    "classifier_id": f"written down for the {role}",
+                    "axis": axis,
+                    "label": said or AXES[axis].groups[0],
+                    "confidence": 0.9 if said else 0.5,
+                    "probabilities": [1 / groups] * groups,
+                    "status": str(Status.OK if said else Status.LOW_CONFIDENCE),
+                }
+            )
+    with staged_artifact(attributes_of(samples, role)) as folder:
+        write_rows(folder, "attributes", rows)
 
 
 def test_every_query_of_the_report_is_answered_by_the_catalog(written_run) -> None:
