@@ -114,9 +114,7 @@ class AlignmentConfig(StageConfig):
         if not self.sharded:
             return self
         if self.lora_rank:
-            raise ValueError(
-                "sharded is for full fine-tuning, lora_rank = 0: beside an adapter there is little to divide"
-            )
+            raise ValueError("sharded is for full fine-tuning, lora_rank = 0: an adapter is small as it is")
         if self.optimizer == "adamw_8bit":
             raise ValueError("sharded needs the optimizer adamw: the blocks of adamw_8bit are not those of the parts")
         if self.objective == "reward":

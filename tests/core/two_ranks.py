@@ -49,11 +49,11 @@ NORM_TOLERANCE = 1e-4
 class CaptionDenoiser(nn.Module):
     """Two layers over the noisy latent, the time and the caption."""
 
-    def __init__(self) -> None:
+    def __init__(self, hidden: int = 16) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(1)
         elements = int(np.prod(SHAPE))
-        sizes = ((16, elements + 1 + 2 * WIDTH), (elements, 16))
+        sizes = ((hidden, elements + 1 + 2 * WIDTH), (elements, hidden))
         self.layers = nn.ParameterList(torch.randn(s, generator=generator) / s[1] ** 0.5 for s in sizes)
         self.schedule = NoiseSchedule(torch.sigmoid(torch.linspace(6, -6, 100)), "epsilon")
 
