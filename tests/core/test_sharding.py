@@ -153,10 +153,15 @@ class Rank:
             network = whole_network(policy, keep=self.rank == 0)
         if self.rank == 0:
             save_weights(policy, self.folder, lora=False, network=network)
-        settings = replace(UNET_SETTINGS, mixed_precision=True, micro_batch=1)
-        for name, sharded in (("unet mixed", True), ("unet mixed unsharded", False)):
-            state = begin(unet_policy("conditioning", mixed_precision=True, sharded=sharded), settings)
-            self.leave(name, followed(state, data, self.accelerator))
+        for name, mixed in (("float32", False), ("bfloat16", True)):
+            settings = replace(UNET_SETTINGS, mixed_precision=mixed, micro_batch=1)
+            for kind, sharded in (("sharded", True), ("whole", False)):
+                state = begin(unet_policy("conditioning", mixed_precision=mixed, sharded=sharded), settings)
+                record = next(train(state.policy, data, settings, state=state, accelerator=self.accelerator))
+                gradients = {
+                    n: p.grad for n, p in trainable_parameters(state.policy.denoiser).items() if p.grad is not None
+                }
+                self.leave(f"{name} {kind}", ([record], all_whole(gradients)))
 
     def lose_the_other(self) -> None:
         if self.rank == 1:
@@ -240,16 +245,31 @@ def test_two_sharded_processes_take_the_steps_of_one(ranks: Path, name: str) -> 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize(("name", "tolerance"), [("mixed", LOSS_TOLERANCE), ("unet mixed", UNET_LOSS_TOLERANCE)])
-def test_mixed_precision_is_that_of_unsharded_processes(ranks: Path, name: str, tolerance: float) -> None:
+def test_mixed_precision_is_that_of_unsharded_processes(ranks: Path) -> None:
     """The same batches pass the same kernels; only the norm is summed up in another order."""
-    (got, found), (expected, weights) = left(ranks, name), left(ranks, f"{name} unsharded")
+    (got, found), (expected, weights) = left(ranks, "mixed"), left(ranks, "mixed unsharded")
     assert got[0].loss == expected[0].loss
     assert (got[0].winner_margin, got[0].loser_margin) == (0, 0), "the reference is the same function"
-    require_same_steps(got, expected, tolerance, NORM_TOLERANCE)
-    # Seen: a weight near the middle between two numbers of bfloat16 is rounded to the one or to the other.
-    start = copy_weights(OddDenoiser() if name == "mixed" else unet_policy("conditioning").denoiser)
-    require_same_weights(found, weights, start, 0.02)
+    require_same_steps(got, expected, LOSS_TOLERANCE, NORM_TOLERANCE)
+    require_same_weights(found, weights, copy_weights(OddDenoiser()), 1e-3)
+
+
+# What many blocks read, the embedding of the time above all, gets the sum of their gradients, and sharding changes the
+# order of that sum. Its terms have either sign and are rounded to 2^-24 or, in mixed precision, to 2^-9 of their size:
+# a dozen of them, some times larger than what is left of them. Seen: 2e-6 and 0.04.
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(("name", "tolerance"), [("float32", 2e-5), ("bfloat16", 0.15)])
+def test_the_gradient_of_part_of_a_unet_is_that_of_unsharded_processes(
+    ranks: Path, name: str, tolerance: float
+) -> None:
+    """In micro-batches of one pair, of which the second process has fewer; most of the weights are frozen."""
+    (got, found), (expected, gradients) = left(ranks, f"{name} sharded"), left(ranks, f"{name} whole")
+    assert got[0].loss == expected[0].loss
+    assert (got[0].winner_margin, got[0].loser_margin) == (0, 0)
+    assert found.keys() == gradients.keys()
+    for key, gradient in gradients.items():
+        assert (found[key] - gradient).norm() < tolerance * gradient.norm(), key
 
 
 @pytest.mark.slow
