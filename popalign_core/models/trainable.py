@@ -119,7 +119,8 @@ def whole_network(policy: Policy, *, keep: bool = True) -> Any:
     from torch.distributed.fsdp import FSDPModule  # late, as in `sharding`
 
     # Its class is one of FSDP2's before the network's own, whose name would be saved with it.
-    plain: Any = next(kind for kind in type(network).__mro__ if not issubclass(kind, FSDPModule))
+    kinds: tuple[Any, ...] = type(network).__mro__
+    plain = next(kind for kind in kinds if not issubclass(kind, FSDPModule))
     with torch.device("meta"):
         copy = plain.from_config(network.config)
     copy.load_state_dict(weights, assign=True)
