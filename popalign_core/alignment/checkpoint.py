@@ -132,5 +132,13 @@ def _require_same_settings(saved: dict[str, object], settings: AlignmentSettings
 
 
 def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    # Copies: safetensors refuses tensors that share memory, as the 8-bit optimizer's tables do.
-    return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+    """In the host's memory; what lies there as it should is not copied, as it may be many gigabytes."""
+    found: dict[str, Tensor] = {}
+    places: set[int] = set()
+    for name, tensor in tensors.items():
+        here = tensor.detach().cpu().contiguous()
+        place = here.untyped_storage().data_ptr()
+        # safetensors refuses tensors that share memory, as the 8-bit optimizer's tables do.
+        found[name] = here.clone() if place in places else here
+        places.add(place)
+    return found
