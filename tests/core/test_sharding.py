@@ -195,7 +195,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     list(islice(train(state.policy, data_of(), RESUMED, state=state), STOPPED_AT))
     (folder / "plain checkpoint").mkdir()
     save_state(state, folder / "plain checkpoint")
-    run_two(run_rank, folder, seconds=250)
+    run_two(run_rank, folder, seconds=500)
     assert (folder / "lost").exists(), "the processes did not come to their end"
     return folder
 
@@ -229,7 +229,7 @@ def require_same_weights(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", SHARDED_VARIANTS)
 def test_two_sharded_processes_take_the_steps_of_one(ranks: Path, name: str) -> None:
     """Clipped by the norm over all parts, averaged, in as many micro-batches as may be."""
@@ -244,7 +244,7 @@ def test_two_sharded_processes_take_the_steps_of_one(ranks: Path, name: str) -> 
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_mixed_precision_is_that_of_unsharded_processes(ranks: Path) -> None:
     """The same batches pass the same kernels; only the norm is summed up in another order."""
     (got, found), (expected, weights) = left(ranks, "mixed"), left(ranks, "mixed unsharded")
@@ -258,7 +258,7 @@ def test_mixed_precision_is_that_of_unsharded_processes(ranks: Path) -> None:
 # order of that sum. Its terms have either sign and are rounded to 2^-24 or, in mixed precision, to 2^-9 of their size:
 # a dozen of them, some times larger than what is left of them. Seen: 2e-6 and 0.04.
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize(("name", "tolerance"), [("float32", 2e-5), ("bfloat16", 0.15)])
 def test_the_gradient_of_part_of_a_unet_is_that_of_unsharded_processes(
     ranks: Path, name: str, tolerance: float
@@ -273,7 +273,7 @@ def test_the_gradient_of_part_of_a_unet_is_that_of_unsharded_processes(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_a_stopped_sharded_run_goes_on_as_the_undisturbed_one(ranks: Path) -> None:
     whole, weights = left(ranks, "undisturbed")
     records, found = left(ranks, "from sharded checkpoint")
@@ -282,7 +282,7 @@ def test_a_stopped_sharded_run_goes_on_as_the_undisturbed_one(ranks: Path) -> No
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_checkpoints_are_those_of_one_process_either_way(ranks: Path) -> None:
     expected, weights = followed(begin(policy_of(RESUMED), RESUMED), data_of())
     start = copy_weights(OddDenoiser())
@@ -301,7 +301,7 @@ def test_checkpoints_are_those_of_one_process_either_way(ranks: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_a_unet_in_parts_is_trained_and_saved_as_a_whole_one(ranks: Path, tmp_path: Path) -> None:
     for rank in range(2):
         assert max(json.loads((ranks / f"held.{rank}").read_text())) < 0.51
@@ -325,7 +325,7 @@ def test_a_unet_in_parts_is_trained_and_saved_as_a_whole_one(ranks: Path, tmp_pa
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_a_process_that_is_gone_is_noticed_in_a_pass_and_in_a_gathering(ranks: Path) -> None:
     heard = json.loads((ranks / "lost").read_text())
     assert len(heard) == 2
