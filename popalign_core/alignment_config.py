@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, model_validator
 
 from popalign_core.stage_config import Share, StageConfig
 
@@ -81,6 +81,13 @@ class AlignmentConfig(StageConfig):
     compiled: Annotated[
         bool, Field(title="Compiled", description="The UNet's repeated blocks through torch.compile; minutes at first.")
     ] = False
+    sharded: Annotated[
+        bool,
+        Field(
+            title="Sharded",
+            description="Full fine-tuning in several processes: each keeps a part of weights, gradients and moments.",
+        ),
+    ] = False
     spike_limit: Annotated[
         float | None,
         Field(title="Spike", gt=0, description="Stop at a loss this many robust deviations above the last 50."),
@@ -101,6 +108,18 @@ class AlignmentConfig(StageConfig):
     checkpoint_steps: Annotated[
         PositiveInt, Field(title="Steps to a checkpoint", description="What a crash in the middle of a round can cost.")
     ] = 50
+
+    @model_validator(mode="after")
+    def _what_is_sharded(self) -> "AlignmentConfig":
+        if not self.sharded:
+            return self
+        if self.lora_rank:
+            raise ValueError("sharded is for full fine-tuning, lora_rank = 0: an adapter is small as it is")
+        if self.optimizer == "adamw_8bit":
+            raise ValueError("sharded needs the optimizer adamw: the blocks of adamw_8bit are not those of the parts")
+        if self.objective == "reward":
+            raise ValueError("sharded needs several processes, and the objective reward trains in one")
+        return self
 
 
 class RewardConfig(StageConfig):

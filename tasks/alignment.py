@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from prefect import get_run_logger, task
@@ -14,7 +14,7 @@ from prefect.cache_policies import NO_CACHE
 
 from popalign_core.alignment.adapters import Policy, substituted_weights
 from popalign_core.alignment.cache import AlignmentData
-from popalign_core.alignment.checkpoint import TrainingState
+from popalign_core.alignment.checkpoint import TrainingState, take_snapshot
 from popalign_core.alignment.policy_gradient import RewardData, train_on_reward
 from popalign_core.alignment.processes import Processes
 from popalign_core.alignment.trainer import StepRecord, train
@@ -22,7 +22,7 @@ from popalign_core.config import RunConfig
 from popalign_core.errors import InvalidInput, TrainingDiverged
 from popalign_core.models.loading import load_model
 from popalign_core.models.text_to_image import TextToImageModel
-from popalign_core.models.trainable import PassOptions, make_policy, save_weights
+from popalign_core.models.trainable import PassOptions, make_policy, save_weights, whole_network
 from storage.artifacts import ArtifactRef, is_committed
 from storage.checkpoints import remove_checkpoints
 from storage.commit import staged_artifact
@@ -112,7 +112,7 @@ def train_round(order: RoundOrder, report: Report, accelerator: "Accelerator | N
             report.say(f"latents of the training data: {kind}")
             settings = alignment_settings(order.config, order.round_index, order.seed_index)
             row = described_model(order, model, data, settings, report)
-            policy = _policy(order.config, model, settings.seed, earlier_lora)
+            policy = _policy(order.config, model, settings.seed, earlier_lora, processes)
             state, records = last_state(policy, settings, order.checkpoints)
         require_same_start(processes, order, state.step)
         if isinstance(data, RewardData):
@@ -121,10 +121,12 @@ def train_round(order: RoundOrder, report: Report, accelerator: "Accelerator | N
             steps = train(policy, data, settings, state=state, accelerator=accelerator)
         records = _followed(steps, order, state, records, processes, report)[-order.config.alignment.steps :]
         facts |= {"items": len(records), "peak_bytes": peak_bytes(model.device)}
-        with same_outcome(processes):
-            if processes.is_first:
-                facts_of_data = {"latents": kind}
-                _commit(order, state, row, records, facts_of_data | _facts_of_processes(processes))
+        with _kept_weights(state):
+            network = whole_network(policy, keep=processes.is_first)
+            with same_outcome(processes):
+                if processes.is_first:
+                    facts_of_data = {"latents": kind}
+                    _commit(order, (policy, network), row, records, facts_of_data | _facts_of_processes(processes))
 
 
 def _load_model(order: RoundOrder, device: str) -> tuple[TextToImageModel, Path | None]:
@@ -152,15 +154,21 @@ def _timing(ref: ArtifactRef, device: str, processes: Processes) -> AbstractCont
     return timed(ref, "alignment", device if world == 1 else f"{world} x {device}")
 
 
-def _policy(config: RunConfig, model: TextToImageModel, seed: int, earlier_lora: Path | None) -> Policy:
+def _policy(
+    config: RunConfig, model: TextToImageModel, seed: int, earlier_lora: Path | None, processes: Processes
+) -> Policy:
+    alignment = config.alignment
     return make_policy(
         model,
-        lora_rank=config.alignment.lora_rank,
-        trainable=config.alignment.trainable,
+        lora_rank=alignment.lora_rank,
+        trainable=alignment.trainable,
         seed=seed,
         earlier_lora=earlier_lora,
         passes=PassOptions(
-            config.alignment.gradient_checkpointing, config.alignment.mixed_precision, config.alignment.compiled
+            alignment.gradient_checkpointing,
+            alignment.mixed_precision,
+            alignment.compiled,
+            alignment.sharded and processes.share.processes > 1,
         ),
         image_size=config.sampling.image_size,
     )
@@ -186,9 +194,10 @@ def _followed(
     def save() -> None:
         nonlocal saved
         saved = state.step
+        snapshot = take_snapshot(state, keep=processes.is_first)
         with same_outcome(processes):
             if processes.is_first:
-                save_checkpoint(state, records, order.checkpoints)
+                save_checkpoint(snapshot, records, order.checkpoints)
 
     try:
         for record in steps:
@@ -210,18 +219,22 @@ def _facts_of_processes(processes: Processes) -> dict[str, object]:
     return {} if world == 1 else {"training_processes": world}
 
 
+def _kept_weights(state: TrainingState) -> AbstractContextManager[None]:
+    """Inside, the policy has the weights that are kept: the average, if there is one."""
+    return nullcontext() if state.average is None else substituted_weights(state.policy.denoiser, state.average)
+
+
 def _commit(
     order: RoundOrder,
-    state: TrainingState,
+    trained: tuple[Policy, Any],
     row: dict[str, object],
     records: list[StepRecord],
     facts: dict[str, object],
 ) -> None:
-    ref, denoiser = order.ref, state.policy.denoiser
+    """trained: the policy, and its whole network."""
+    ref, (policy, network) = order.ref, trained
     with staged_artifact(ref, facts) as folder:
-        kept = nullcontext() if state.average is None else substituted_weights(denoiser, state.average)
-        with kept:
-            save_weights(state.policy, folder, lora=bool(order.config.alignment.lora_rank))
+        save_weights(policy, folder, lora=bool(order.config.alignment.lora_rank), network=network)
         write_rows(folder, "models", [row])
         write_rows(folder, "training_steps", [_step_row(ref, order.round_index, record) for record in records])
 

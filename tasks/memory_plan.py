@@ -19,11 +19,12 @@ from popalign_core.workload import passes_per_image
 Stage = Literal["sampling", "training"]
 STAGES: tuple[Stage, ...] = ("sampling", "training")
 GIB = 2**30
+PLANNED_PROCESSES = 8
 WAY_OUT = {
     "sampling": "choose sampling.dtype=bfloat16, or a smaller sampling.batch_size or sampling.image_size",
     "training": (
-        "choose alignment.gradient_checkpointing=true, alignment.lora_rank=16, sampling.dtype=bfloat16 with it, or "
-        "fewer alignment.pairs_per_step"
+        "choose alignment.gradient_checkpointing=true, alignment.lora_rank=16, sampling.dtype=bfloat16 with it, "
+        "alignment.sharded=true in several processes, or fewer alignment.pairs_per_step"
     ),
 }
 
@@ -84,6 +85,7 @@ def training_shape(config: RunConfig, processes: int = 1) -> TrainingShape:
         averaged=alignment.ema_decay is not None,
         further=alignment.redraw and alignment.rounds > 1,
         eight_bit=alignment.optimizer == "adamw_8bit",
+        shards=processes if alignment.sharded else 1,
     )
 
 
@@ -99,13 +101,25 @@ def memory_rows(config: RunConfig) -> tuple[list[MemoryRow], list[str]]:
         rows.append(MemoryRow(stage, _setting(config, stage), f"{needed.bytes / GIB:.1f} GiB", _parts(needed)))
         if room is not None and needed.bytes > room.bytes:
             fewer = stage == "sampling" and "cuda" in room.where and _fits(config, room)
+            what = "Training in one process" if stage == "training" and config.alignment.sharded else stage.capitalize()
             notes.append(
-                f"{stage.capitalize()} does not fit: {room.bytes / GIB:.1f} GiB are free in {room.where}. "
+                f"{what} does not fit: {room.bytes / GIB:.1f} GiB are free in {room.where}. "
                 + ("The batch will be halved until it does." if fewer else f"It will be refused: {WAY_OUT[stage]}.")
             )
+    if config.alignment.sharded:
+        notes.append(_sharded_note(config))
     if room is None:
         notes.append("There is no GPU here to compare the memory with.")
     return rows, notes
+
+
+def _sharded_note(config: RunConfig) -> str:
+    each = stage_footprint(config, "training", processes=PLANNED_PROCESSES).bytes / GIB
+    return (
+        "alignment.sharded divides weights, gradients and moments over the training processes. A plan does not know "
+        "their number (execution.training_processes, on each of execution.training_hosts): the row is of one process, "
+        f"each of {PLANNED_PROCESSES} would need {each:.1f} GiB."
+    )
 
 
 def require_memory(config: RunConfig, execution: Execution, *stages: Stage) -> None:

@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict
 
 from popalign_core.alignment.adapters import Policy
-from popalign_core.alignment.checkpoint import TrainingState, begin, load_state, save_state
+from popalign_core.alignment.checkpoint import Snapshot, TrainingState, begin, load_state, write_snapshot
 from popalign_core.alignment.settings import AlignmentSettings
 from popalign_core.alignment.trainer import StepRecord
 from storage.checkpoints import latest_checkpoint, staged_checkpoint
@@ -27,8 +27,8 @@ def last_state(
     return load_state(policy, settings, folder), records
 
 
-def save_checkpoint(state: TrainingState, records: list[StepRecord], place: tuple[Workspace, str, str]) -> None:
+def save_checkpoint(snapshot: Snapshot, records: list[StepRecord], place: tuple[Workspace, str, str]) -> None:
     """Takes the place of the one before. Raises: StorageFull; the one before then stays."""
-    with staged_checkpoint(*place, state.step) as staged:
-        save_state(state, staged)
+    with staged_checkpoint(*place, records[-1].step) as staged:
+        write_snapshot(snapshot, staged)
         (staged / RECORDS).write_text(json.dumps([asdict(record) for record in records]))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from popalign_core.alignment.denoiser import TrainableDenoiser
+from popalign_core.alignment.sharding import cut_like
 from popalign_core.errors import InvalidInput
 
 TrainablePart = Literal["all", "conditioning"]
@@ -136,13 +137,13 @@ def trainable_parameters(denoiser: TrainableDenoiser) -> dict[str, nn.Parameter]
 
 
 def copy_weights(denoiser: TrainableDenoiser) -> dict[str, Tensor]:
-    """A copy of the trainable weights, by name: small for LoRA, the whole model else."""
+    """A copy of the trainable weights, by name: small for LoRA, the whole model else. Of sharded ones the parts."""
     return {name: parameter.detach().clone() for name, parameter in trainable_parameters(denoiser).items()}
 
 
 @torch.no_grad()
 def restore_weights(denoiser: TrainableDenoiser, weights: dict[str, Tensor]) -> None:
-    """Write back weights from `copy_weights`. Raises: InvalidInput if they are of another set of parameters."""
+    """Write back weights from `copy_weights`, or whole ones. Raises: InvalidInput if they are of other parameters."""
     parameters = trainable_parameters(denoiser)
     if parameters.keys() != weights.keys():
         odd = sorted(parameters.keys() ^ weights.keys())
@@ -150,7 +151,7 @@ def restore_weights(denoiser: TrainableDenoiser, weights: dict[str, Tensor]) -> 
     for name, parameter in parameters.items():
         if parameter.shape != weights[name].shape:
             raise InvalidInput(f"{name} has shape {tuple(weights[name].shape)}, expected {tuple(parameter.shape)}.")
-        parameter.copy_(weights[name])
+        parameter.copy_(cut_like(weights[name], parameter))
 
 
 @contextmanager

@@ -94,8 +94,8 @@ class NamedImages:
 class PairBatch:
     """One process's share of a step. Winner and loser of a pair share noise, timestep and caption.
 
-    named: where the settings want them. global_pairs: pairs of the step over all processes. The other shapes: see
-    `AlignmentData` and `PairLabels`.
+    named: where the settings want them. global_pairs: pairs of the step over all processes; most_pairs: of the process
+    that has most. The other shapes: see `AlignmentData` and `PairLabels`.
     """
 
     winner_latents: Tensor
@@ -107,6 +107,7 @@ class PairBatch:
     labels: PairLabels
     pairs: Tensor
     global_pairs: int
+    most_pairs: int
     named: NamedImages | None = None
 
     def part(self, rows: slice) -> "PairBatch":
@@ -180,6 +181,7 @@ def draw_batch(
         labels=PairLabels(data.weight[pairs][mine].float().to(device), data.population[pairs][mine].to(device)),
         pairs=pairs[mine],
         global_pairs=len(pairs),
+        most_pairs=int(torch.bincount(units % share.processes).max()),
         named=None if named is None else named.part(mine, device),
     )
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from popalign_core.alignment.adapters import Policy, copy_weights, restore_weights, trainable_parameters
 from popalign_core.alignment.optimizers import make_optimizer, optimizer_tensors, restore_optimizer
 from popalign_core.alignment.settings import AlignmentSettings
+from popalign_core.alignment.sharding import all_whole, cut_like
 from popalign_core.errors import InvalidInput
 
 WEIGHTS, OPTIMIZER, AVERAGE, STATE = (
@@ -48,18 +49,48 @@ def begin(policy: Policy, settings: AlignmentSettings) -> TrainingState:
     return TrainingState(policy=policy, settings=settings, optimizer=optimizer, step=0, average=average)
 
 
+@dataclass(frozen=True, eq=False)
+class Snapshot:
+    """A state as it is written: whole tensors, and facts. Those of a model that is not sharded are the live ones."""
+
+    weights: dict[str, Tensor]
+    moments: dict[str, Tensor]
+    average: dict[str, Tensor] | None
+    facts: dict[str, object]
+
+
+def take_snapshot(state: TrainingState, *, keep: bool = True) -> Snapshot:
+    """All processes of a sharded training must call it, between two records of `train`. Raises: LostProcess.
+
+    keep: False in one that only takes part, and writes nothing. The tensors are put together before any is written, so
+    that a disk that fails the one that writes leaves no other waiting: 16 bytes a weight of its host's memory at most.
+    """
+    named = trainable_parameters(state.policy.denoiser)
+    weights: dict[str, Tensor] = dict(named)
+    return Snapshot(
+        all_whole(weights, keep=keep),
+        all_whole(optimizer_tensors(state.optimizer, named), keep=keep),
+        None if state.average is None else all_whole(state.average, keep=keep),
+        {"step": state.step, "settings": asdict(state.settings), "recent_losses": state.recent_losses},
+    )
+
+
 def save_state(state: TrainingState, folder: Path) -> None:
     """Write the state into an existing folder. The bytes depend on the state alone.
 
-    Whoever owns the folder makes the commit atomic; call this between two records of `train`.
+    Whoever owns the folder makes the commit atomic; call this between two records of `train`. Not of a sharded model
+    in one process alone: see `take_snapshot`.
     """
-    save_file(_contiguous(copy_weights(state.policy.denoiser)), folder / WEIGHTS)
-    moments = optimizer_tensors(state.optimizer, trainable_parameters(state.policy.denoiser))
-    save_file(_contiguous(moments), folder / OPTIMIZER)
-    if state.average is not None:
-        save_file(_contiguous(state.average), folder / AVERAGE)
-    facts = {"step": state.step, "settings": asdict(state.settings), "recent_losses": state.recent_losses}
-    (folder / STATE).write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    write_snapshot(take_snapshot(state), folder)
+
+
+def write_snapshot(snapshot: Snapshot, folder: Path) -> None:
+    """Write it into an existing folder. A sharded training leaves the same files as any other."""
+    save_file(_contiguous(snapshot.weights), folder / WEIGHTS)
+    save_file(_contiguous(snapshot.moments), folder / OPTIMIZER)
+    if snapshot.average is not None:
+        save_file(_contiguous(snapshot.average), folder / AVERAGE)
+    (folder / STATE).write_text(json.dumps(snapshot.facts, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def load_state(policy: Policy, settings: AlignmentSettings, folder: Path) -> TrainingState:
@@ -77,10 +108,10 @@ def load_state(policy: Policy, settings: AlignmentSettings, folder: Path) -> Tra
     _require_same_settings(facts["settings"], settings, folder)
     state = begin(policy, settings)
     restore_weights(policy.denoiser, weights)
-    device = next(iter(policy.denoiser.parameters())).device
+    named = trainable_parameters(policy.denoiser)
     if average is not None:
-        state.average = {name: tensor.to(device) for name, tensor in average.items()}
-    restore_optimizer(state.optimizer, trainable_parameters(policy.denoiser), moments)
+        state.average = {n: cut_like(tensor, named[n]).to(named[n].device) for n, tensor in average.items()}
+    restore_optimizer(state.optimizer, named, moments)
     state.step, state.recent_losses = facts["step"], facts.get("recent_losses", [])
     return state
 
@@ -101,5 +132,13 @@ def _require_same_settings(saved: dict[str, object], settings: AlignmentSettings
 
 
 def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    # Copies: safetensors refuses tensors that share memory, as the 8-bit optimizer's tables do.
-    return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+    """In the host's memory; what lies there as it should is not copied, as it may be many gigabytes."""
+    found: dict[str, Tensor] = {}
+    places: set[int] = set()
+    for name, tensor in tensors.items():
+        here = tensor.detach().cpu().contiguous()
+        place = here.untyped_storage().data_ptr()
+        # safetensors refuses tensors that share memory, as the 8-bit optimizer's tables do.
+        found[name] = here.clone() if place in places else here
+        places.add(place)
+    return found

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from popalign_core.alignment.settings import AlignmentSettings
+from popalign_core.alignment.sharding import cut_like
 from popalign_core.errors import InvalidInput
 
 
@@ -46,13 +47,13 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, named: Mapping[str, nn.P
 def restore_optimizer(
     optimizer: torch.optim.Optimizer, named: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor]
 ) -> None:
-    """Puts the tensors of `optimizer_tensors` back."""
+    """Puts the tensors of `optimizer_tensors`, whole, back."""
     state: dict[int, dict[str, Any]] = {}
     position = {name: index for index, name in enumerate(named)}
     for key, tensor in tensors.items():
         name, quantity = key.rsplit("/", maxsplit=1)
         # bitsandbytes counts steps in Python, torch in a float tensor.
         counted = tensor.dtype == torch.int64 and tensor.ndim == 0
-        state.setdefault(position[name], {})[quantity] = int(tensor) if counted else tensor
+        state.setdefault(position[name], {})[quantity] = int(tensor) if counted else cut_like(tensor, named[name])
     # load_state_dict moves the moments to the parameters' device and leaves the step count where it belongs.
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

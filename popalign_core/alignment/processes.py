@@ -1,6 +1,6 @@
 """The processes that compute a step together: a thin layer over accelerate, which is optional."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
@@ -8,9 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from popalign_core.alignment.cache import AlignmentData, Share, order_pairs
+from popalign_core.alignment.exchange import exchanged
 from popalign_core.alignment.objective import number_populations
 from popalign_core.alignment.settings import AlignmentSettings
-from popalign_core.errors import InvalidInput, LostProcess
+from popalign_core.alignment.sharding import is_part
+from popalign_core.errors import InvalidInput
 
 if TYPE_CHECKING:
     from accelerate import Accelerator  # pyright: ignore[reportMissingTypeStubs]
@@ -49,10 +51,13 @@ class Processes:
         return self._reduce(local_means * (local_pairs / global_pairs), "sum")
 
     def average_gradients(self, parameters: list[nn.Parameter]) -> None:
-        """Replace every gradient by its mean over the processes; every process must have the same parameters."""
+        """Replace every gradient by its mean over the processes; every process must have the same parameters.
+
+        Gradients of sharded ones were averaged in the backward pass.
+        """
         if self._accelerator is None or self.share.processes == 1:
             return
-        for bucket in _buckets(parameters):
+        for bucket in _buckets([parameter for parameter in parameters if not is_part(parameter)]):
             for parameter in bucket:
                 parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
             gradients = [parameter.grad for parameter in bucket if parameter.grad is not None]
@@ -70,14 +75,14 @@ class Processes:
         row = torch.zeros(1, TEXT_BYTES, dtype=torch.uint8)
         row[0, : len(said)] = torch.frombuffer(bytearray(said), dtype=torch.uint8) if said else row[0, :0]
         accelerator, sent = self._accelerator, row.to(self._accelerator.device)
-        rows: Tensor = _together(lambda: accelerator.gather(sent))  # pyright: ignore
+        rows: Tensor = exchanged(lambda: accelerator.gather(sent))  # pyright: ignore
         return [row.numpy().tobytes().rstrip(b"\0").decode(errors="ignore") for row in rows.cpu()]
 
     def _reduce(self, values: Tensor, reduction: str) -> Tensor:
         accelerator = self._accelerator
         if accelerator is None:
             return values
-        return _together(lambda: accelerator.reduce(values, reduction))  # pyright: ignore
+        return exchanged(lambda: accelerator.reduce(values, reduction))  # pyright: ignore
 
 
 def require_shares(data: AlignmentData, settings: AlignmentSettings, first_step: int, share: Share) -> None:
@@ -126,20 +131,3 @@ def _buckets(parameters: Sequence[nn.Parameter]) -> list[list[nn.Parameter]]:
         buckets[-1].append(parameter)
         size += parameter.numel()
     return buckets
-
-
-def _first_sentence(error: RuntimeError) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0].partition(". ")[0]
-
-
-def _together(exchange: Callable[[], Tensor]) -> Tensor:
-    """Runs an exchange between processes. Raises: LostProcess where it cannot end."""
-    try:
-        return exchange()
-    except (torch.OutOfMemoryError, torch.AcceleratorError):
-        raise
-    except RuntimeError as error:
-        raise LostProcess(
-            f"another training process does not answer ({_first_sentence(error)}). It or its host has ended; the "
-            "same call goes on from the last checkpoint."
-        ) from error

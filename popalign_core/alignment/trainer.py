@@ -13,9 +13,11 @@ from popalign_core.alignment.accumulation import accumulate_gradient
 from popalign_core.alignment.adapters import Policy, trainable_parameters
 from popalign_core.alignment.cache import AlignmentData, draw_batch
 from popalign_core.alignment.checkpoint import TrainingState, begin, load_state
+from popalign_core.alignment.exchange import exchanging
 from popalign_core.alignment.passes import Autocast
 from popalign_core.alignment.processes import Processes, require_shares
 from popalign_core.alignment.settings import AlignmentSettings
+from popalign_core.alignment.sharding import is_sharded, whole
 from popalign_core.alignment.spikes import WINDOW, spike_score
 from popalign_core.errors import LossSpike, TrainingDiverged
 
@@ -86,8 +88,10 @@ def _advance(state: TrainingState, data: AlignmentData, processes: Processes) ->
     device = next(iter(denoiser.parameters())).device
     batch = draw_batch(data, settings, state.step, len(denoiser.schedule), device, processes.share)
     state.optimizer.zero_grad(set_to_none=True)
-    found = accumulate_gradient(state.policy, batch, settings, processes, _autocast(device, settings, processes))
-    norm = clip_gradient(state, processes)
+    autocast = _autocast(state, device, processes)
+    with exchanging():
+        found = accumulate_gradient(state.policy, batch, settings, processes, autocast)
+        norm = clip_gradient(state, processes)
 
     winner, loser = found.errors.log_ratios()
     local = torch.stack([found.loss, found.errors.implicit_accuracy(), winner.mean(), loser.mean()])
@@ -109,10 +113,12 @@ def _advance(state: TrainingState, data: AlignmentData, processes: Processes) ->
     )
 
 
-def _autocast(device: torch.device, settings: AlignmentSettings, processes: Processes) -> Autocast:
-    if settings.mixed_precision:
-        return lambda: torch.autocast(device.type, torch.bfloat16)
-    return processes.autocast
+def _autocast(state: TrainingState, device: torch.device, processes: Processes) -> Autocast:
+    if not state.settings.mixed_precision:
+        return processes.autocast
+    # It would keep its rounded copies of sharded weights, gathered for a moment, for the whole pass.
+    cached = not is_sharded(state.policy.denoiser.parameters())
+    return lambda: torch.autocast(device.type, torch.bfloat16, cache_enabled=cached)
 
 
 def _require_sound(state: TrainingState, loss: float, norm: float) -> None:
@@ -128,11 +134,11 @@ def _require_sound(state: TrainingState, loss: float, norm: float) -> None:
 
 
 def clip_gradient(state: TrainingState, processes: Processes) -> float:
-    """Average over processes, clip, and return the norm before clipping."""
+    """Average over processes, clip, and return the norm before clipping, that of all the parts of a sharded one."""
     parameters = list(trainable_parameters(state.policy.denoiser).values())
     processes.average_gradients(parameters)
     limit = state.settings.max_gradient_norm
-    return torch.nn.utils.clip_grad_norm_(parameters, math.inf if limit is None else limit).item()
+    return whole(torch.nn.utils.clip_grad_norm_(parameters, math.inf if limit is None else limit)).item()
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, UNet2DConditionModel
+from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
 from popalign_core.alignment.denoiser import FlowSchedule, NoiseSchedule, Schedule
@@ -121,3 +122,12 @@ def repeated_blocks(network: Any) -> list[nn.Module]:
     # diffusers names no repeated blocks of SD3's transformer, but says which ones must not be split.
     names = network._repeated_blocks or network._no_split_modules
     return [module for module in network.modules() if type(module).__name__ in names]
+
+
+def sharded_groups(network: Any) -> list[nn.Module]:
+    """The modules whose weights a sharded training gathers one at a time: repeated blocks, and a UNet's convolutions.
+
+    The rest of a network, small beside them, is gathered for a whole pass.
+    """
+    blocks = repeated_blocks(network)
+    return blocks + [module for module in network.modules() if isinstance(module, ResnetBlock2D)]

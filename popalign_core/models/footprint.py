@@ -10,6 +10,7 @@ from diffusers import UNet2DConditionModel
 from popalign_core.alignment.adapters import TrainablePart
 from popalign_core.live_memory import Used, count_use
 from popalign_core.models.architecture import Architecture, meta_unet, meta_vae
+from popalign_core.models.denoisers import sharded_groups
 from popalign_core.models.lora import add_lora
 from popalign_core.models.sdxl import DTYPES, DtypeName
 
@@ -39,7 +40,7 @@ class TrainingShape:
     images_each: of a pair, 3 where named captions are preserved. dtype: of a frozen UNet under a LoRA. mixed: full
     fine-tuning with passes in bfloat16; else they are float32. averaged: whether a moving average of the weights is
     kept. further: whether a LoRA of an earlier round is the reference, kept beside the new one. eight_bit: AdamW's
-    moments.
+    moments. shards: processes that what stays is divided over, in full fine-tuning.
     """
 
     side: int
@@ -53,6 +54,7 @@ class TrainingShape:
     averaged: bool = False
     further: bool = False
     eight_bit: bool = False
+    shards: int = 1
 
     @property
     def computed_in(self) -> DtypeName:
@@ -126,21 +128,25 @@ def training_footprint(model: Architecture, shape: TrainingShape) -> Footprint:
 
     UNet, VAE and text encoders are loaded. Gradients, AdamW's two moments and the average are float32 of what is
     trained; AdamW works on a copy of the second moment. Full fine-tuning has a second UNet as its reference; in mixed
-    precision that one is bfloat16, and so is a copy of the weights that the passes compute with.
+    precision that one is bfloat16, and so is a copy of the weights that the passes compute with. Where sharded, a part
+    of all this, and what is gathered for a moment; the copy for the passes is whole except under checkpointing.
     """
     computed, stored = DTYPES[shape.computed_in], DTYPES[shape.dtype] if shape.lora_rank else torch.float32
     unet = meta_unet(model.unet, computed)
     base = _elements(unet)
     prepare_training(unet, shape)
     latents = model.latent_side(shape.side)
-    step, reference = training_step(unet, latents, shape.pairs * shape.images_each)
+    step, reference = training_step(unet, latents, shape.pairs * shape.images_each, keep_gradients=shape.shards == 1)
     count = sum(p.numel() for p in unet.parameters() if p.requires_grad)
-    trained, seen = float(FLOAT32_BYTES * count), count * (4 if shape.lora_rank else computed.itemsize)
+    trained = FLOAT32_BYTES * count / shape.shards
+    seen = count * (4 if shape.lora_rank else computed.itemsize) if shape.shards == 1 else 0
+    held, passing = base / shape.shards, base * computed.itemsize if shape.mixed and not shape.lora_rank else 0
     frozen = model.text_elements + _elements(meta_vae(model.vae, computed))
     parts = {
-        "UNet": base * stored.itemsize,
-        "LoRA" if shape.lora_rank else "reference": trained if shape.lora_rank else base * computed.itemsize,
-        "weights to compute with": base * computed.itemsize if shape.mixed and not shape.lora_rank else 0,
+        "UNet": held * stored.itemsize,
+        "LoRA" if shape.lora_rank else "reference": trained if shape.lora_rank else held * computed.itemsize,
+        "weights to compute with": 0 if shape.shards > 1 and shape.checkpointing else passing,
+        "gathered for a moment": _gathered(unet) * (2 * FLOAT32_BYTES + 2 * shape.mixed) if shape.shards > 1 else 0,
         "VAE and text encoders": frozen * stored.itemsize,
         "gradients": trained,
         "AdamW's moments": trained / 2 if shape.eight_bit else 2 * trained,
@@ -148,6 +154,9 @@ def training_footprint(model: Architecture, shape: TrainingShape) -> Footprint:
         # The peak of a pass holds the gradients that are there by then; the optimizer comes after it.
         "activations": max(step.peak_bytes - seen, trained),
     }
+    if shape.shards > 1:
+        # Every process loads the model whole before it keeps a part.
+        parts["loaded at first"] = max(0.0, (base + frozen) * stored.itemsize - sum(parts.values()))
     flop = (step.flop + reference.flop) / shape.pairs
     return Footprint(tuple((name, float(size)) for name, size in parts.items() if size), flop)
 
@@ -164,12 +173,30 @@ def prepare_training(unet: UNet2DConditionModel, shape: TrainingShape) -> None:
         parameter.requires_grad_(shape.trainable == "all" or any(part in f".{name}." for part in _CONDITIONING))
 
 
-def training_step(unet: UNet2DConditionModel, latents: int, images: int) -> tuple[Used, Used]:
-    """Forward and backward pass of the policy, and the reference's forward pass."""
+def training_step(
+    unet: UNet2DConditionModel, latents: int, images: int, *, keep_gradients: bool = True
+) -> tuple[Used, Used]:
+    """Forward and backward pass of the policy, and the reference's forward pass.
+
+    keep_gradients: False where each leaves as it comes, as in a sharded training.
+    """
     call = unet_call(unet, latents, images)
+    for parameter in () if keep_gradients else unet.parameters():
+        if parameter.requires_grad:
+            parameter.register_post_accumulate_grad_hook(_drop_gradient)
     with torch.no_grad():
         reference = count_use(call)
     return count_use(lambda: call().float().square().mean().backward()), reference
+
+
+def _drop_gradient(parameter: torch.Tensor) -> None:
+    parameter.grad = None
+
+
+def _gathered(unet: UNet2DConditionModel) -> int:
+    """Elements that a sharded training has whole at once: those of no group, a group, and the next on its way."""
+    groups = [_elements(group) for group in sharded_groups(unet)]
+    return _elements(unet) - sum(groups) + 2 * max(groups)
 
 
 def _elements(network: torch.nn.Module) -> int:

@@ -2,12 +2,15 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from popalign_core.alignment.adapters import FullPolicy, LoraPolicy, Policy, TrainablePart
 from popalign_core.alignment.denoiser import Schedule
-from popalign_core.models.denoisers import NetworkDenoiser, repeated_blocks
+from popalign_core.alignment.sharding import all_whole, is_sharded, shard
+from popalign_core.errors import InvalidInput
+from popalign_core.models.denoisers import NetworkDenoiser, repeated_blocks, sharded_groups
 from popalign_core.models.denoisers import SdxlDenoiser as SdxlDenoiser
 from popalign_core.models.lora import add_lora, load_lora, save_lora
 from popalign_core.models.text_to_image import TextToImageModel
@@ -23,12 +26,14 @@ class PassOptions:
     """How passes are computed.
 
     gradient_checkpointing: activations are computed twice instead of kept. mixed_precision: as in the settings.
-    compiled: the UNet's repeated blocks through torch.compile, each kind once.
+    compiled: the UNet's repeated blocks through torch.compile, each kind once. sharded: the weights of policy and
+    reference are divided over the processes of torch's default group.
     """
 
     gradient_checkpointing: bool = False
     mixed_precision: bool = False
     compiled: bool = False
+    sharded: bool = False
 
 
 PLAIN = PassOptions()
@@ -50,10 +55,14 @@ def make_policy(
     earlier_lora: folder of the adapter of the round before; training goes on from it and compares with it. The model
     must then have been loaded without an adapter. image_size: pixels a side that the images were drawn at, which SDXL
     is conditioned on and a flow may be shifted by; 0 = the model's own.
+    Raises: InvalidInput for a sharded adapter.
     """
+    if passes.sharded and lora_rank:
+        raise InvalidInput("a LoRA is not sharded: alignment.sharded is for full fine-tuning, alignment.lora_rank = 0.")
     denoiser = model.denoiser(image_size)
     assert isinstance(denoiser, NetworkDenoiser)  # of every family
-    denoiser.to(model.device)
+    # A sharded one is copied and divided in the host's memory: a device never has both models whole.
+    denoiser.to("cpu" if passes.sharded else model.device)
     network = denoiser.network
     if passes.gradient_checkpointing:
         network.enable_gradient_checkpointing()
@@ -70,20 +79,59 @@ def make_policy(
         policy = LoraPolicy(denoiser, network)
     if passes.compiled:
         _compile_blocks(policy)
+    if passes.sharded:
+        for each in _networks(policy):
+            shard(each, sharded_groups(each), model.device)
     return policy
 
 
 def _compile_blocks(policy: Policy) -> None:
     """Policy and reference alike: a reference computed by other kernels would differ from the policy by rounding."""
+    for network in _networks(policy):
+        for block in repeated_blocks(network):
+            block.compile(fullgraph=True)
+
+
+def _networks(policy: Policy) -> list[Any]:
+    """That of the policy, and the reference's where it is another one."""
     with policy.reference() as reference:
-        for denoiser in {id(each): each for each in (policy.denoiser, reference)}.values():
-            assert isinstance(denoiser, NetworkDenoiser)  # made by make_policy
-            for block in repeated_blocks(denoiser.network):
-                block.compile(fullgraph=True)
+        denoisers = {id(each): each for each in (policy.denoiser, reference)}.values()
+    return [_network(denoiser) for denoiser in denoisers]
 
 
-def save_weights(policy: Policy, folder: Path, *, lora: bool) -> None:
-    """Writes what was trained: `unet/` or `transformer/` as diffusers saves it, or `lora/` for `load_lora_weights`."""
+def _network(denoiser: object) -> Any:
+    assert isinstance(denoiser, NetworkDenoiser)  # made by make_policy
+    return denoiser.network
+
+
+def whole_network(policy: Policy, *, keep: bool = True) -> Any:
+    """The policy's network with whole weights: itself, or a copy in the host's memory where it is sharded.
+
+    All processes of a sharded training must call it. keep: False in one that only takes part; it gets None.
+    Raises: LostProcess.
+    """
+    network = _network(policy.denoiser)
+    if not is_sharded(network.parameters()):
+        return network
+    weights = all_whole(network.state_dict(), keep=keep)
+    if not keep:
+        return None
+    from torch.distributed.fsdp import FSDPModule  # late, as in `sharding`
+
+    # Its class is one of FSDP2's before the network's own, whose name would be saved with it.
+    kinds: tuple[Any, ...] = type(network).__mro__
+    plain = next(kind for kind in kinds if not issubclass(kind, FSDPModule))
+    with torch.device("meta"):
+        copy = plain.from_config(network.config)
+    copy.load_state_dict(weights, assign=True)
+    return copy
+
+
+def save_weights(policy: Policy, folder: Path, *, lora: bool, network: Any = None) -> None:
+    """Writes what was trained: `unet/` or `transformer/` as diffusers saves it, or `lora/` for `load_lora_weights`.
+
+    network: of `whole_network`, where the policy is sharded.
+    """
     denoiser = policy.denoiser
     assert isinstance(denoiser, NetworkDenoiser)  # made by make_policy
     part = folder / ("lora" if lora else denoiser.part)
@@ -91,4 +139,4 @@ def save_weights(policy: Policy, folder: Path, *, lora: bool) -> None:
     if lora:
         save_lora(denoiser.network, part)
     else:
-        denoiser.network.save_pretrained(part, safe_serialization=True)
+        (network or denoiser.network).save_pretrained(part, safe_serialization=True)

@@ -84,7 +84,10 @@ class ReportData:
 
 @dataclass(frozen=True)
 class Measured:
-    """A number with what is known about it. n: images that have a label; unknown: images that have none."""
+    """A number with what is known about it. n: images that have a label; unknown: images that have none.
+
+    null_low, null_high: between what 95% of populations on target would show with so many images.
+    """
 
     value: float
     low: float | None = None
@@ -92,6 +95,8 @@ class Measured:
     floor: float | None = None
     n: int | None = None
     unknown: int | None = None
+    null_low: float | None = None
+    null_high: float | None = None
 
     @property
     def unknown_share(self) -> float | None:
@@ -128,6 +133,8 @@ def measured(row: Row | None, value: str = "value", low: str = "low", high: str 
         floor=_number(row.get("floor")),
         n=row.get("n"),
         unknown=row.get("unknown"),
+        null_low=_number(row.get("null_low")),
+        null_high=_number(row.get("null_high")),
     )
 
 

@@ -10,6 +10,7 @@ from torch.profiler import ProfilerActivity, profile
 from popalign_core.live_memory import count_use
 from popalign_core.models import architecture, footprint
 from popalign_core.models.architecture import architecture_of, meta_unet
+from popalign_core.models.denoisers import sharded_groups
 from popalign_core.models.footprint import (
     TrainingShape,
     prepare_training,
@@ -111,6 +112,37 @@ def test_what_stays_in_training_is_counted_by_hand():
     assert lora["copies of what is trained"] == lora["LoRA"] == lora["gradients"]
     eight = dict(training_footprint(emoji, shape(eight_bit=True, mixed=True)).parts)
     assert (eight["AdamW's moments"], eight["reference"]) == (2 * elements, 2 * elements)
+
+
+def test_sharded_processes_divide_what_stays_and_gather_a_group_at_a_time():
+    emoji = architecture_of("emoji")
+    elements = sum(p.numel() for p in meta_unet(emoji.unet, torch.float32).parameters())
+    whole, part = (dict(training_footprint(emoji, shape(averaged=True, shards=n)).parts) for n in (1, 4))
+    for name in ("UNet", "reference", "gradients", "AdamW's moments", "copies of what is trained"):
+        assert part[name] == whole[name] / 4
+    assert part["VAE and text encoders"] == whole["VAE and text encoders"]
+    groups = sharded_groups(meta_unet(emoji.unet, torch.float32))
+    sizes = [sum(p.numel() for p in group.parameters()) for group in groups]
+    # Weights and gradients, of a group, the next one, and what is in none.
+    assert part["gathered for a moment"] == 8 * (elements - sum(sizes) + 2 * max(sizes))
+    # One of very many processes still loads the whole model.
+    many = training_footprint(emoji, shape(mixed=True, checkpointing=True, shards=10**6))
+    loaded = 4 * elements + whole["VAE and text encoders"]
+    assert many.bytes >= loaded
+    passing = [
+        dict(training_footprint(emoji, shape(mixed=True, checkpointing=c, shards=4)).parts) for c in (False, True)
+    ]
+    assert passing[0]["weights to compute with"] == 2 * elements
+    assert "weights to compute with" not in passing[1]
+
+
+def test_gradients_that_leave_as_they_come_are_not_in_the_peak():
+    found = []
+    for keep in (True, False):
+        unet = meta_unet(SMALL, torch.float32)
+        prepare_training(unet, shape(checkpointing=True))
+        found.append(training_step(unet, 8, 1, keep_gradients=keep)[0].peak_bytes)
+    assert found[1] < found[0]
 
 
 def test_a_hub_id_that_can_be_reached_gives_its_own_configuration(tmp_path, monkeypatch):

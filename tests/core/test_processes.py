@@ -2,95 +2,34 @@
 start and end within seconds."""
 
 import json
-import multiprocessing
 import os
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from two_ranks import (
+    LOSS_TOLERANCE,
+    NORM_TOLERANCE,
+    SETTINGS,
+    VARIANTS,
+    CaptionDenoiser,
+    data_of,
+    join_ranks,
+    run_two,
+)
 
 from popalign_core.alignment.adapters import FullPolicy, copy_weights
-from popalign_core.alignment.cache import AlignmentData, PairBatch, Share, draw_batch
+from popalign_core.alignment.cache import PairBatch, Share, draw_batch
 from popalign_core.alignment.checkpoint import begin
-from popalign_core.alignment.denoiser import NoiseSchedule
 from popalign_core.alignment.objective import batch_baseline, popalign_loss
 from popalign_core.alignment.passes import measure_errors
 from popalign_core.alignment.processes import TEXT_BYTES, Processes, require_shares
 from popalign_core.alignment.settings import AlignmentSettings
 from popalign_core.alignment.trainer import StepRecord, train
 from popalign_core.errors import InvalidInput, LostProcess
-
-SHAPE = (2, 4, 4)
-CAPTIONS, WIDTH, PAIRS = 5, 6, 24
-# An odd number of pairs: the processes have shares of different sizes.
-SETTINGS = AlignmentSettings(
-    steps=8,
-    pairs_per_step=7,
-    learning_rate=1e-3,
-    beta=20.0,
-    caption_dropout=0.3,
-    caption_mixing=0.6,
-    timestep_sampling="stratified",
-    seed=5,
-)
-VARIANTS = {
-    "popalign": SETTINGS,
-    "dpo": replace(SETTINGS, objective="dpo"),
-    "sft": replace(SETTINGS, objective="sft"),
-    # Populations of 3, 5, 4, 4, 2 and 6 pairs, two or three in a step.
-    "exact": replace(SETTINGS, objective="popalign_exact", pairs_per_step=18),
-    "all": replace(SETTINGS, anchor_weight=1.0, preserve_weight=3.0, winner_preserving=True, ema_decay=0.9),
-}
-# Rounding. A pair's mean squared error m (below 4 here) is off by some 8 roundings of 2^-24, since its sums are taken
-# over 32 elements and 45 inputs; g is the difference of two, and the loss has at most the slope beta by it:
-# 20 * 2 * 4 * 8 * 2^-24 = 8e-5 if all were off the same way. They are not: over 7 pairs and 64 roundings without a
-# common sign a tenth of it is left (seen: 7e-7). Weights differ by what rounding does to a step, which is of second
-# order in a loss.
-LOSS_TOLERANCE = 1e-5
-# The gradient has the same relative error as the errors, and the slope of the loss by g varies by beta as well.
-NORM_TOLERANCE = 1e-4
-
-
-class CaptionDenoiser(nn.Module):
-    """Two layers over the noisy latent, the time and the caption."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        generator = torch.Generator().manual_seed(1)
-        elements = int(np.prod(SHAPE))
-        sizes = ((16, elements + 1 + 2 * WIDTH), (elements, 16))
-        self.layers = nn.ParameterList(torch.randn(s, generator=generator) / s[1] ** 0.5 for s in sizes)
-        self.schedule = NoiseSchedule(torch.sigmoid(torch.linspace(6, -6, 100)), "epsilon")
-
-    def forward(self, noisy: Tensor, timesteps: Tensor, prompts: Tensor, pooled: Tensor) -> Tensor:
-        seen = torch.cat([noisy.flatten(1), timesteps[:, None] / 100, prompts.mean(dim=1), pooled], dim=1)
-        return (torch.tanh(seen @ self.layers[0].T) @ self.layers[1].T).reshape(noisy.shape)
-
-
-def data_of() -> AlignmentData:
-    rng = np.random.default_rng(0)
-    normal = lambda *shape: rng.standard_normal(shape).astype(np.float32)  # noqa: E731
-    return AlignmentData.from_arrays(
-        {
-            "latent_means": normal(2 * PAIRS, *SHAPE),
-            "latent_deviations": np.full((2 * PAIRS, *SHAPE), 0.1, np.float32),
-            "prompt_embeddings": normal(CAPTIONS, 3, WIDTH),
-            "pooled": normal(CAPTIONS, WIDTH),
-            "empty_prompt_embedding": normal(3, WIDTH),
-            "empty_pooled": normal(WIDTH),
-            "winner": np.arange(PAIRS),
-            "loser": np.arange(PAIRS, 2 * PAIRS),
-            "caption": rng.integers(0, CAPTIONS, PAIRS),
-            "weight": rng.uniform(0.5, 1.5, PAIRS).astype(np.float32),
-            "population": np.repeat(np.arange(6), [3, 5, 4, 4, 2, 6]),
-            "winner_caption": rng.integers(0, CAPTIONS, PAIRS),
-            "loser_caption": rng.integers(-1, CAPTIONS, PAIRS),
-        }
-    )
 
 
 def trained(settings: AlignmentSettings, accelerator: Any = None) -> tuple[list[StepRecord], dict[str, Tensor]]:
@@ -103,12 +42,7 @@ def trained(settings: AlignmentSettings, accelerator: Any = None) -> tuple[list[
 
 def run_rank(rank: int, world: int, folder: str) -> None:
     """One of the processes: trains every variant, then tries what cannot work."""
-    from accelerate import Accelerator
-
-    ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
-    os.environ |= {name: str(value) for name, value in ranks.items()} | {"GLOO_SOCKET_IFNAME": "lo"}
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
-    accelerator = Accelerator(cpu=True)
+    accelerator = join_ranks(rank, world, folder)
     found: dict[str, Any] = {}
     for name, settings in VARIANTS.items():
         records, weights = trained(settings, accelerator)
@@ -142,13 +76,7 @@ def run_rank(rank: int, world: int, folder: str) -> None:
 def two_processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each of two processes found."""
     folder = tmp_path_factory.mktemp("ranks")
-    spawned = multiprocessing.get_context("spawn")
-    ranks = [spawned.Process(target=run_rank, args=(rank, 2, str(folder))) for rank in range(2)]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join(100)
-        process.kill()
+    run_two(run_rank, folder)
     return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(2)]
 
 

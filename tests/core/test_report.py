@@ -423,3 +423,19 @@ def test_likeness_of_both_models_is_no_score_of_one(good) -> None:
         assert page.attribute("value").count(repr(value)) == 2  # itself, and the upper end of its interval
     assert "controls: a fact" in page.text
     assert "Likeness" not in " ".join(cell.text for row in page.sections["scores"].rows for cell in row)
+
+
+def test_strata_and_targets_stand_apart_and_the_headline_says_what_chance_gives(good) -> None:
+    data, _ = good
+    mean = next(row for row in data.disparities if row["level"] == "mean" and row["split"] == "eval")
+    more = [
+        {**mean, "model_id": model, "level": "stratum", "stratum": stratum, "value": value}
+        for model in (data.base_model_id, data.model_id)
+        for stratum, value in (("activities", 0.34375), ("occupations", 0.28125))
+    ]
+    more += [{**mean, "target": "us-cps-2022", "value": 0.40625}]
+    banded = [{**row, "null_low": 0.015625, "null_high": 0.109375} for row in data.disparities]
+    page = Page(render_report(replace(data, disparities=[*banded, *more])))
+    shown = page.attribute("value")
+    assert all(repr(value) in shown for value in (0.34375, 0.28125, 0.40625, 0.015625, 0.109375))
+    assert all(text in page.text for text in ("activities", "occupations", "target us-cps-2022"))

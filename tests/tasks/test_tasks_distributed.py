@@ -127,7 +127,7 @@ def mark_checkpoint(root: Path) -> None:
     (folder / RECORDS).write_text(json.dumps(records))
 
 
-def lose_one_of_two(preferences: ArtifactRef, temporary: Path) -> None:
+def lose_one_of_two(preferences: ArtifactRef, config: RunConfig, temporary: Path) -> None:
     """Kills the second process after the first checkpoint; meanwhile, looks at what all of them listen to."""
     place = Workspace(Path(preferences.workspace))
     addresses: list[str] = []
@@ -142,7 +142,7 @@ def lose_one_of_two(preferences: ArtifactRef, temporary: Path) -> None:
     with ThreadPoolExecutor(1) as pool:
         killer = pool.submit(kill_second_rank)
         with pytest.raises(LostProcess, match=r"training process 1 was ended by SIGKILL.*last checkpoint"):
-            aligned(preferences, configuration(), TWO)
+            aligned(preferences, config, TWO)
         killer.result()
     assert training_pids(temporary) == {}
     assert list(temporary.iterdir()) == []
@@ -154,13 +154,18 @@ def lose_one_of_two(preferences: ArtifactRef, temporary: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
+@pytest.mark.parametrize("sharded", [False, True])
 def test_a_killed_process_ends_all_and_any_number_goes_on(
-    tmp_path: Path, own_temporary_folder: Path, in_one_process: ArtifactRef, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    own_temporary_folder: Path,
+    in_one_process: ArtifactRef,
+    monkeypatch: pytest.MonkeyPatch,
+    sharded: bool,
 ) -> None:
     """Two processes, of which one is killed; then one, which is interrupted; then two hosts of one each."""
-    root = tmp_path / "workspace"
+    root, config = tmp_path / "workspace", configuration(sharded=sharded)
     preferences = commit_preferences(root)
-    lose_one_of_two(preferences, own_temporary_folder)
+    lose_one_of_two(preferences, config, own_temporary_folder)
 
     mark_checkpoint(root)
     reached = state_step(root)
@@ -174,14 +179,14 @@ def test_a_killed_process_ends_all_and_any_number_goes_on(
 
     monkeypatch.setattr(alignment, "train", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        aligned(preferences, configuration())
+        aligned(preferences, config)
     assert state_step(root) == reached + 4
 
     with socket.create_server(("127.0.0.1", 0)) as free:
         address = f"127.0.0.1:{free.getsockname()[1]}"
     hosts = TrainingProcesses(per_host=1, hosts=2, rendezvous=address)
     with disable_run_logger(), ThreadPoolExecutor(2) as pool:
-        calls = [pool.submit(align_round.fn, preferences, configuration(), BASE, 1, hosts) for _ in range(2)]
+        calls = [pool.submit(align_round.fn, preferences, config, BASE, 1, hosts) for _ in range(2)]
         first, second = (call.result() for call in calls)
     assert first == second
     compare(first, in_one_process)

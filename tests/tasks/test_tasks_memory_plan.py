@@ -52,6 +52,22 @@ def test_processes_share_a_step_and_preserved_captions_are_a_third_image():
     assert stage_footprint(CONFIG, "training", processes=4).bytes < most
 
 
+def test_sharded_processes_need_less_each_and_a_plan_says_what_it_does_not_know(monkeypatch):
+    sharded = changed(alignment__sharded=True)
+    assert [training_shape(sharded, n).shards for n in (1, 4)] == [1, 4]
+    assert training_shape(CONFIG, 4).shards == 1
+    one, eight = (stage_footprint(sharded, "training", processes=n).bytes for n in (1, 8))
+    assert one == stage_footprint(CONFIG, "training").bytes
+    have(monkeypatch, (one + eight) / 2)
+    notes = " ".join(memory_rows(sharded)[1])
+    assert "Training in one process does not fit" in notes
+    assert f"the row is of one process, each of 8 would need {eight / GIB:.1f} GiB" in notes
+    assert "alignment.sharded divides" not in " ".join(memory_rows(CONFIG)[1])
+    require_memory(sharded, Execution(training_processes=4, training_hosts=2), "training")
+    with pytest.raises(NotEnoughMemory, match=r"alignment\.sharded=true in several processes"):
+        require_memory(sharded, AUTO, "training")
+
+
 def test_a_command_is_refused_before_it_begins(monkeypatch, tmp_path):
     have(monkeypatch, 1000.0)
     with pytest.raises(NotEnoughMemory, match="sampling of emoji needs"):
