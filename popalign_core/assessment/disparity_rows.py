@@ -7,6 +7,7 @@ import numpy as np
 
 from popalign_core.assessment.disparity import MEASURES
 from popalign_core.assessment.null_band import null_bands
+from popalign_core.assessment.prompt_intervals import prompt_intervals
 from popalign_core.assessment.resampling import DEFAULT_RESAMPLES
 from popalign_core.assessment.uncertainty import DrawnCounts
 from popalign_core.attributes import Axis
@@ -105,12 +106,20 @@ class _Levels:
             resamples=self.resamples,
         )
 
+    def _ends_of_prompt(self, drawn: DrawnCounts, prompt_id: str) -> dict[str, tuple[float, float]]:
+        if not len(drawn.counts):  # all of its images are unknown
+            return {}
+        rng = np.random.default_rng(derive_seed(self.seed, "prompt interval", self.axis, prompt_id))
+        target = drawn.target if drawn.target.ndim == 1 else drawn.target[0]
+        return prompt_intervals(drawn.counts[0], target, rng=rng, draws=self.resamples)
+
     def _rows(
         self, drawn: DrawnCounts, level: str, target: str, *, prompt_id: str | None = None, stratum: str | None = None
     ) -> Iterator[DisparityRow]:
         pooled = level in ("prompt", "pooled")
         bands = null_bands(drawn.counts.sum(axis=-1), drawn.target, pooled=pooled)
+        ends = self._ends_of_prompt(drawn, prompt_id) if prompt_id is not None else {}
         for name, measure in MEASURES.items():
             e = (drawn.pooled(measure) if pooled else drawn.mean(measure)).estimate
-            numbers = (e.value, e.low, e.high, e.floor, e.n, e.unknown)
+            numbers = (e.value, *ends.get(name, (e.low, e.high)), e.floor, e.n, e.unknown)
             yield DisparityRow(level, prompt_id, self.axis, name, target, *numbers, stratum, *bands[name])
