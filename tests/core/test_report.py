@@ -197,7 +197,10 @@ HOSTILE = "\"'><script>alert(1)</script><img src=http://evil.example/x onerror=a
 
 def test_hostile_text_stays_text():
     good = made_up.good_run()
-    hostile_sheet = replace(good.sheets[0], title=HOSTILE, row_labels=[HOSTILE] * 6)
+    said = [[HOSTILE] * 8] * 6
+    hostile_sheet = replace(
+        good.sheets[0], title=HOSTILE, row_labels=[HOSTILE] * 6, before_perceived=said, after_perceived=said
+    )
     data = replace(
         good,
         run_id=HOSTILE,
@@ -220,6 +223,7 @@ def test_hostile_text_stays_text():
     assert [name for _, attributes in page.elements for name in attributes if name.startswith("on")] == []
     assert all(image["src"].startswith("data:image/webp;base64,") for image in page.tags("img"))
     assert page.text.count(HOSTILE) > 40
+    assert sum(HOSTILE in title for title in page.attribute("title")) == 96
 
 
 def test_what_is_missing_is_named():
@@ -293,6 +297,22 @@ def test_the_page_stays_under_five_megabytes():
     html = render_report(replace(made_up.good_run(), sheets=sheets))
     assert 4_400_000 < len(html.encode()) < 5_000_000
     assert "Left out to keep this page small: 1 more." in html
+
+
+def test_every_picture_says_what_is_perceived_in_it(good):
+    data, page = good
+    (sheet,) = data.sheets
+    spans = [span for span in page.tags("span") if span.get("role") == "img"]
+    expected = [
+        f"{side}, picture {number}: {text}"
+        for before, after in zip(sheet.before_perceived, sheet.after_perceived, strict=True)
+        for side, row in ((f"Before ({made_up.BASE})", before), (f"After ({made_up.MODEL})", after))
+        for number, text in enumerate(row, 1)
+    ]
+    assert [span["title"] for span in spans] == [span["aria-label"] for span in spans] == expected
+    assert all(text in page.sections["samples"].text for row in sheet.after_perceived for text in row)
+    half = Page(render_report(made_up.half_run()))
+    assert not any((title or "").startswith("After (") for title in half.attribute("title"))
 
 
 def test_rows_of_other_judges_and_models_are_passed_over(good):

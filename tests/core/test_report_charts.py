@@ -17,7 +17,7 @@ from popalign_core.reporting.contact_sheet import contact_sheet, sheet_rows
 from popalign_core.reporting.curves import Line, Point, round_chart, step_chart
 from popalign_core.reporting.formatting import as_text
 from popalign_core.reporting.report_data import Change, ContactSheet, Measured
-from popalign_core.reporting.strips import strip_sheets
+from popalign_core.reporting.strips import perceived_text, strip_sheets
 
 RNG = np.random.default_rng(0)
 
@@ -82,6 +82,42 @@ def test_strips_stop_at_the_limit_and_say_how_many_are_left_out():
     assert base64.b64decode(uri.removeprefix("data:image/webp;base64,")) == sheet_rows(image, 5)[0]
     (cut,) = strip_sheets([ContactSheet("title", image, None, labels)], most_bytes=2 * size + size // 2)
     assert (len(cut.strips), cut.left_out) == (2, 3)
+
+
+def test_what_is_perceived_stands_at_its_own_picture():
+    images = [[noise(), None, noise(), noise()], [noise()]]
+    said = [["a", "", "b", "c"], ["d"]]
+    sheet = contact_sheet(images)
+    (found,) = strip_sheets([ContactSheet("title", sheet, sheet, ["one", "two"], said, [])])
+    width = pixels(sheet).shape[1]
+    for row, strip in enumerate(found.strips):
+        drawn = pixels(base64.b64decode((strip.before or "").removeprefix("data:image/webp;base64,")))
+        assert [picture.perceived for picture in strip.before_pictures] == [text for text in said[row] if text]
+        for picture in strip.before_pictures:
+            left, size = (width * float(share.removesuffix("%")) / 100 for share in (picture.left, picture.width))
+            own = drawn[:16, round(left) : round(left) + 16, :3]
+            assert np.array_equal(own, images[row][said[row].index(picture.perceived)])
+            assert round(size) == 18
+    assert [picture.number for picture in found.strips[0].before_pictures] == [1, 3, 4]
+    assert not found.strips[0].after_pictures
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "text"),
+    [
+        ([("perceived_skin_tone", "medium", "ok"), ("perceived_gender", "woman", "ok")], "woman, medium (judge)"),
+        ([("perceived_gender", None, "no_person"), ("perceived_age", None, "no_person")], "unknown: no person (judge)"),
+        ([("perceived_gender", "man", "low_confidence")], "unknown: low confidence (judge)"),
+        (
+            [("perceived_gender", "man", "ok"), ("perceived_skin_tone", "dark", "several")],
+            "man, skin tone unknown: several people (judge)",
+        ),
+        ([], "not labelled (judge)"),
+    ],
+)
+def test_perceived_attributes_in_words(outcomes, text):
+    rows = [{"axis": axis, "label": label, "status": status} for axis, label, status in outcomes]
+    assert perceived_text(rows) == text
 
 
 @given(st.floats(-10, 10), st.floats(1e-3, 10))
