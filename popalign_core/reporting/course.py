@@ -186,6 +186,18 @@ class StageCost:
     seconds: float
     items: int
 
+    @property
+    def gpu_hours(self) -> float | None:
+        """None on the CPU. A training in several processes is one row, of the first: its device is "4 x cuda"."""
+        processes, _, kind = self.device.rpartition(" x ")
+        return None if kind == "cpu" else (int(processes) if processes.isdecimal() else 1) * self.seconds / 3600
+
+
+def all_gpu_hours(costs: Sequence[StageCost]) -> float | None:
+    """Those of all stages together; None where all was done on the CPU."""
+    hours = [cost.gpu_hours for cost in costs if cost.gpu_hours is not None]
+    return sum(hours) if hours else None
+
 
 def stage_costs(data: ReportData) -> list[StageCost]:
     """Cost of every stage and device, in the order in which they came."""
