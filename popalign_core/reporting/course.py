@@ -54,7 +54,7 @@ def training_curves(data: ReportData) -> list[Curve]:
         Curve(
             "Implicit accuracy",
             "Share of pairs whose winner gained more on the reference than its loser; dotted: chance.",
-            step_chart([line("implicit_accuracy", "implicit accuracy")], boundaries, guide=0.5),
+            step_chart([line("implicit_accuracy", "implicit accuracy")], boundaries, guide=0.5, shares=True),
         ),
         Curve(
             "Margins",

@@ -140,6 +140,5 @@ def _figure(
 ) -> TrendFigure:
     broken = {one.run_id for one in found}
     points = [TrendPoint(run.started[:10], before, after, breaks=run.run_id in broken) for run, before, after in rows]
-    return TrendFigure(
-        title, note, trend_chart(points), [(run, Change(before, after)) for run, before, after in rows], style
-    )
+    chart = trend_chart(points, shares=style == "share")
+    return TrendFigure(title, note, chart, [(run, Change(before, after)) for run, before, after in rows], style)
