@@ -206,3 +206,7 @@ def _show(summary: "RunSummary", workspace: Path) -> None:
     console.print(f"[bold]{summary.verdict}[/]: {escape(summary.reason)}")
     console.print(f"report: {escape(summary.report)}")
     console.print(f'tables: popalign sql -w {escape(str(workspace))} "FROM comparisons"')
+
+
+if __name__ == "__main__":
+    main()

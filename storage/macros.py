@@ -160,10 +160,14 @@ ORDER BY s.started_at, d.run_id, d.axis, which DESC""",
     ),
     "cost": Macro(
         "run",
-        "what a run took by stage: pieces of work, items, hours and items a second of work",
+        "what a run took by stage: pieces of work, items, hours, items a second of work, and GPU-hours (null: on the "
+        "CPU); a piece counts with the process that did it, a training in several processes with each of them",
+        # A training in several processes is one row, of the first process, whose device is '4 x cuda'.
         """SELECT t.stage, t.device, count(*) AS pieces, CAST(sum(t.items) AS BIGINT) AS items,
        sum(t.seconds) / 3600 AS hours,
-       sum(t.items) / nullif(sum(t.seconds), 0) AS items_a_second
+       sum(t.items) / nullif(sum(t.seconds), 0) AS items_a_second,
+       sum(t.seconds * coalesce(TRY_CAST(regexp_extract(t.device, '^([0-9]+) x ', 1) AS BIGINT), 1))
+           FILTER (NOT regexp_matches(t.device, '(^| )cpu$')) / 3600 AS gpu_hours
 FROM timings AS t
 WHERE t.run_id = run
 GROUP BY ALL

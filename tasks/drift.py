@@ -24,7 +24,7 @@ def report_drift(workspace: str, run_id: str, series: str) -> list[Drift]:
     """Emits an event for every axis on which the base model's disparity moved since the last comparable run.
 
     series: what the ids of comparable runs begin with; of those the latest before this one that started from the same
-    model is taken.
+    model, and was measured with as many images a prompt, is taken: with fewer images L2 is larger by what chance adds.
     """
     place = Workspace.open(workspace)
     now, model = _base_disparities(place, run_id), _start_model(place, run_id)
@@ -32,6 +32,11 @@ def report_drift(workspace: str, run_id: str, series: str) -> list[Drift]:
     for other in reversed(earlier):
         before = _base_disparities(place, other)
         if not before or _start_model(place, other) != model:
+            continue
+        images = [_images_a_prompt(place, one) for one in (other, run_id)]
+        if images[0] != images[1]:
+            text = "not compared with %s: %s held-out images a prompt, this run has %s, and L2 depends on their number"
+            get_run_logger().info(text, other, *images)
             continue
         found = drifted(before, now)
         differences = sampler_differences([*_base_samplers(place, other), *_base_samplers(place, run_id)])
@@ -57,6 +62,12 @@ def _base_disparities(place: Workspace, run_id: str) -> dict[str, Measured]:
     wanted = {"model_id": BASE, "split": "eval", "level": "mean", "measure": "l2", "target": "uniform"}
     rows = read_rows(place, run_id, "disparities", equal=wanted)
     return {row["axis"]: Measured(row["value"], row["low"], row["high"]) for row in rows}
+
+
+def _images_a_prompt(place: Workspace, run_id: str) -> list[int]:
+    wanted = {"model_id": BASE, "split": "eval", "level": "prompt", "measure": "l2", "target": "uniform"}
+    rows = read_rows(place, run_id, "disparities", columns=["n", "unknown"], equal=wanted)
+    return sorted({row["n"] + row["unknown"] for row in rows})
 
 
 def _base_samplers(place: Workspace, run_id: str) -> list[Mapping[str, str]]:

@@ -11,6 +11,7 @@ from popalign_core.config import RunConfig
 from popalign_core.reporting.contact_sheet import contact_sheet
 from popalign_core.reporting.report import render_report
 from popalign_core.reporting.report_data import ContactSheet, ReportData
+from popalign_core.reporting.strips import perceived_text
 from storage.catalog import query, rebuild_catalog
 from storage.compaction import compact
 from storage.images import decode_image
@@ -43,6 +44,7 @@ def write_report(workspace: str, run_id: str, config: RunConfig) -> Path:
     decisions = read_rows(place, run_id, "decisions")
     kept = decisions[0]["model_id"] if decisions else _last_model(rows["models"])
     run, starts = read_rows(place, run_id, "runs")[0], read_rows(place, run_id, "starts")
+    judge_id = classifier_name(JUDGE_ROLE, config)
     data = ReportData(
         run_id=run_id,
         created=starts[0]["started_at"],
@@ -50,13 +52,13 @@ def write_report(workspace: str, run_id: str, config: RunConfig) -> Path:
         versions=json.loads(starts[-1]["versions_json"]),
         base_model_id=BASE,
         model_id=kept,
-        judge_id=classifier_name(JUDGE_ROLE, config),
+        judge_id=judge_id,
         builder_id=classifier_name(BUILDER_ROLE, config),
         decision=decisions[0] if decisions else None,
         yields=query(place, YIELDS.format(run_id=run_id)).to_pylist(),
         votes=read_rows(place, run_id, "votes"),
         **newest_corrections(workspace, run_id),
-        sheets=held_out_sheets(place, run_id, kept, rows["prompts"], SHEET_ROWS),
+        sheets=held_out_sheets(place, run_id, kept, rows["prompts"], SHEET_ROWS, judge_id),
         **rows,
     )
     return publish_file(place, run_id, "report.html", render_report(data).encode())
@@ -68,9 +70,12 @@ def _last_model(models: list[dict[str, Any]]) -> str:
 
 
 def held_out_sheets(
-    place: Workspace, run_id: str, kept: str, prompts: list[dict[str, Any]], most: int
+    place: Workspace, run_id: str, kept: str, prompts: list[dict[str, Any]], most: int, judge_id: str = ""
 ) -> list[ContactSheet]:
-    """The same prompts and seeds before and after: held-out neutral ones, so many at most; none without images."""
+    """The same prompts and seeds before and after: held-out neutral ones, so many at most; none without images.
+
+    judge_id: whose perceived attributes are said of every picture; without one nothing is said.
+    """
     shown = [row for row in prompts if row["split"] == "eval" and row["kind"] == "neutral"][:most]
     wanted = {
         model: [[f"{model}/{row['prompt_id']}/{i}" for i in range(SHEET_COLUMNS)] for row in shown]
@@ -87,4 +92,17 @@ def held_out_sheets(
     }
     if sheets[BASE] is None:
         return []
-    return [ContactSheet("Held-out neutral prompts", sheets[BASE], sheets[kept], [row["text"] for row in shown])]
+    said = _perceived(place, run_id, list(found), judge_id) if judge_id else {}
+    both = ([[said.get(sample, "") for sample in line] for line in wanted[model]] for model in (BASE, kept))
+    texts = [row["text"] for row in shown]
+    return [ContactSheet("Held-out neutral prompts", sheets[BASE], sheets[kept], texts, *both)]
+
+
+def _perceived(place: Workspace, run_id: str, samples: list[str], judge_id: str) -> dict[str, str]:
+    wanted = {"classifier_id": judge_id, "sample_id": samples}
+    columns = ["sample_id", "classifier_id", "axis", "label", "status"]
+    outcomes: dict[str, dict[str, dict[str, Any]]] = {sample: {} for sample in samples}
+    for row in read_rows(place, run_id, "attributes", columns=columns, equal=wanted):
+        # An image that was drawn for two purposes has a row of each, and they say the same.
+        outcomes[row["sample_id"]][row["axis"]] = row
+    return {sample: perceived_text(list(rows.values())) for sample, rows in outcomes.items()}

@@ -9,7 +9,7 @@ from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
 from popalign_core.errors import PopalignError
-from popalign_core.reporting.trend import DRAWN, TrendRun, render_trend
+from popalign_core.reporting.trend import DRAWN, IMAGES, TrendRun, render_trend
 from storage.catalog import query, rebuild_catalog
 from storage.errors import StorageError
 from storage.layout import Workspace
@@ -33,6 +33,11 @@ SAMPLERS = """SELECT run_id, string_agg(DISTINCT sampler_fingerprint, ' ' ORDER 
 FROM samples WHERE model_id = 'base' GROUP BY run_id"""
 PROMPTS = """SELECT run_id, string_agg(text, chr(10) ORDER BY text) AS texts
 FROM prompts WHERE split = 'eval' AND kind = 'neutral' GROUP BY run_id"""
+# What was measured, and not what was asked for: an assessment may double its images until it is precise enough.
+COUNTED = """SELECT run_id, string_agg(DISTINCT d.n + d.unknown, ' or ' ORDER BY d.n + d.unknown) AS images
+FROM disparities AS d JOIN prompts AS p USING (run_id, prompt_id)
+WHERE d.split = 'eval' AND d.level = 'prompt' AND d.measure = 'l2' AND d.target = 'uniform' AND p.kind = 'neutral'
+GROUP BY run_id"""
 QUERIES = (
     ("Disparities of every run", NIGHTS + ";"),
     ("Quality, obedience and unknowns of every run", COMPARISONS + ";"),
@@ -75,6 +80,7 @@ def trend_runs(place: Workspace) -> list[TrendRun]:
             "Judge": ", ".join(sorted({row["judge_id"] for row in nights})),
             "Sampler": "".join(row["samplers"] for row in rows("samplers", run_id)),
             "Held-out prompts": "".join(_digest(row["texts"]) for row in rows("prompts", run_id)),
+            IMAGES: "".join(row["images"] for row in rows("counted", run_id)),
         }
         found.append(
             TrendRun(
@@ -93,7 +99,14 @@ def trend_runs(place: Workspace) -> list[TrendRun]:
     return found
 
 
-_SOURCES = {"nights": NIGHTS, "comparisons": COMPARISONS, "stages": STAGES, "samplers": SAMPLERS, "prompts": PROMPTS}
+_SOURCES = {
+    "nights": NIGHTS,
+    "comparisons": COMPARISONS,
+    "stages": STAGES,
+    "samplers": SAMPLERS,
+    "prompts": PROMPTS,
+    "counted": COUNTED,
+}
 
 
 def _by_run(place: Workspace, sql: str) -> dict[str, list[dict[str, Any]]]:

@@ -54,7 +54,7 @@ def training_curves(data: ReportData) -> list[Curve]:
         Curve(
             "Implicit accuracy",
             "Share of pairs whose winner gained more on the reference than its loser; dotted: chance.",
-            step_chart([line("implicit_accuracy", "implicit accuracy")], boundaries, guide=0.5),
+            step_chart([line("implicit_accuracy", "implicit accuracy")], boundaries, guide=0.5, shares=True),
         ),
         Curve(
             "Margins",
@@ -185,6 +185,18 @@ class StageCost:
     device: str
     seconds: float
     items: int
+
+    @property
+    def gpu_hours(self) -> float | None:
+        """None on the CPU. A training in several processes is one row, of the first: its device is "4 x cuda"."""
+        processes, _, kind = self.device.rpartition(" x ")
+        return None if kind == "cpu" else (int(processes) if processes.isdecimal() else 1) * self.seconds / 3600
+
+
+def all_gpu_hours(costs: Sequence[StageCost]) -> float | None:
+    """Those of all stages together; None where all was done on the CPU."""
+    hours = [cost.gpu_hours for cost in costs if cost.gpu_hours is not None]
+    return sum(hours) if hours else None
 
 
 def stage_costs(data: ReportData) -> list[StageCost]:

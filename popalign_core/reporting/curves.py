@@ -12,6 +12,9 @@ from popalign_core.reporting.report_data import Measured
 
 _HEIGHT = 170
 _MOST_POINTS = 300
+# Shares that move by a hundredth would fill the height of a chart, and look like a great change.
+_LEAST_SPAN_OF_SHARES = 0.1
+_CONSTANT = 1e-9
 
 
 @dataclass(frozen=True)
@@ -23,17 +26,23 @@ class Line:
     dashed: bool = False
 
 
-def step_chart(lines: Sequence[Line], boundaries: Sequence[tuple[int, str]], guide: float | None = None) -> Markup:
+def step_chart(
+    lines: Sequence[Line],
+    boundaries: Sequence[tuple[int, str]],
+    guide: float | None = None,
+    *,
+    shares: bool = False,
+) -> Markup:
     """Values over training steps.
 
-    boundaries: (position, label) where a round begins. guide: a value to compare with, as a dotted line. Long runs are
-    drawn as means of neighbouring steps (see `steps_per_point`).
+    boundaries: (position, label) where a round begins. guide: a value to compare with, as a dotted line. shares: the
+    values lie between 0 and 1. Long runs are drawn as means of neighbouring steps (see `steps_per_point`).
     """
     finite = [value for line in lines for value in line.values if math.isfinite(value)]
     count = max((len(line.values) for line in lines), default=0)
     if not finite:
         return Markup('<p class="missing">No finite value was recorded.</p>')
-    ticks = _padded_ticks([*finite, *([guide] if guide is not None else [])])
+    ticks = _padded_ticks([*finite, *([guide] if guide is not None else [])], shares=shares)
     parts = _grid(ticks)
     for position, label in boundaries:
         x = _across(position, count)
@@ -118,10 +127,16 @@ def _framed(parts: Sequence[Markup]) -> Markup:
     return tag("svg", *parts, class_="plot", height=_HEIGHT, aria_hidden="true", focusable="false")
 
 
-def _padded_ticks(values: Sequence[float]) -> list[float]:
+def _padded_ticks(values: Sequence[float], *, shares: bool = False) -> list[float]:
     low, high = min(values), max(values)
-    # A constant series would otherwise have no height; half its size either way keeps it in the middle.
-    pad = 0.0 if high > low else abs(high) / 2 or 0.5
+    if shares and high - low < _LEAST_SPAN_OF_SHARES:
+        # In the middle of the chart, but not beyond what a share can be.
+        low = max(0.0, min((low + high - _LEAST_SPAN_OF_SHARES) / 2, 1 - _LEAST_SPAN_OF_SHARES))
+        return nice_ticks(low, low + _LEAST_SPAN_OF_SHARES, most=4)
+    # A constant series would otherwise have no height, nor one that only rounding moves: ticks have twelve decimals.
+    # Half its size either way keeps it in the middle.
+    constant = high - low <= _CONSTANT * max(1.0, abs(low), abs(high))
+    pad = (abs(high) / 2 if abs(high) > _CONSTANT else 0.5) if constant else 0.0
     return nice_ticks(low - pad, high + pad, most=4)
 
 
@@ -146,13 +161,16 @@ class TrendPoint:
 _MOST_LABELS = 4  # on a phone they would run into each other
 
 
-def trend_chart(points: Sequence[TrendPoint]) -> Markup:
-    """A measure over runs: base models hollow, aligned ones filled, each joined to the last that is comparable."""
+def trend_chart(points: Sequence[TrendPoint], *, shares: bool = False) -> Markup:
+    """A measure over runs: base models hollow, aligned ones filled, each joined to the last that is comparable.
+
+    shares: the values lie between 0 and 1.
+    """
     sides = [side for point in points for side in (point.before, point.after) if side is not None]
     ends = [end for side in sides for end in (side.value, side.low, side.high, side.floor) if end is not None]
     if not ends:
         return Markup('<p class="missing">No run has been measured.</p>')
-    ticks = _padded_ticks(ends)
+    ticks = _padded_ticks(ends, shares=shares)
     parts = _grid(ticks)
     across = [100 * (position + 0.5) / len(points) for position in range(len(points))]
     for x, point in zip(across, points, strict=True):

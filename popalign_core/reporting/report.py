@@ -38,6 +38,7 @@ def render_report(data: ReportData) -> str:
     cannot be read.
     """
     held_out = comparisons.prompt_charts(data, comparisons.HELD_OUT)
+    costs = course.stage_costs(data)
     return (
         environment()
         .get_template("report.html.j2")
@@ -72,7 +73,8 @@ def render_report(data: ReportData) -> str:
             mixes=course.population_mixes(data),
             refusals=course.refusals(data),
             checks=decision_checks(data),
-            costs=course.stage_costs(data),
+            costs=costs,
+            gpu_hours=course.all_gpu_hours(costs),
             approximations=_approximations(data),
             config_text=json.dumps(data.config, indent=2, ensure_ascii=False, default=str),
             queries=queries.sql_queries(data),

@@ -19,12 +19,16 @@ class ContactSheet:
     """The same seeds before and after, one sheet each as `contact_sheet` draws them: rows = prompts, columns = samples.
 
     before, after: WebP or PNG bytes, None where that model has not been sampled. row_labels: one a row of the sheet.
+    before_perceived, after_perceived: what is perceived in every picture, in the same rows and columns, as
+    `perceived_text` says it; empty where a cell is. Without them nothing is said of single pictures.
     """
 
     title: str
     before: bytes | None
     after: bytes | None
     row_labels: Sequence[str]
+    before_perceived: Sequence[Sequence[str]] = ()
+    after_perceived: Sequence[Sequence[str]] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

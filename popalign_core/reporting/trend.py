@@ -13,11 +13,13 @@ from popalign_core.reporting.report_data import Change, Measured, Row, matching,
 
 # Measures of a run's comparison that are drawn over time, beside the disparities.
 DRAWN = ("clip_score", "obedience", "unknown")
+# The fact of `comparable` on which L2 depends even where model, judge and prompts are the same.
+IMAGES = "Held-out images a prompt"
 
 
 @dataclass(frozen=True)
 class TrendRun:
-    """One run. comparable: equal where figures may be compared: judge, sampler, base model, prompts, each in words.
+    """One run. comparable: equal where figures may be compared: judge, sampler, base model, prompts, images, in words.
 
     verdict: promote, hold, or empty where nothing was decided. link: of its report, from the page; empty = none.
     comparisons: rows of the table of that name, of held-out prompts. stages: seconds and items by stage.
@@ -72,6 +74,7 @@ def render_trend(runs: Sequence[TrendRun], created: str, queries: Sequence[tuple
             latest=runs[-1],
             counts={name: sum(run.verdict == name for run in runs) for name in ("promote", "hold", "")},
             breaks=found,
+            other_images=any(name == IMAGES for one in found for name, *_ in one.what),
             figures=[*disparity_figures(runs, found), *comparison_figures(runs, found)],
             created=created,
             queries=queries,
@@ -137,6 +140,5 @@ def _figure(
 ) -> TrendFigure:
     broken = {one.run_id for one in found}
     points = [TrendPoint(run.started[:10], before, after, breaks=run.run_id in broken) for run, before, after in rows]
-    return TrendFigure(
-        title, note, trend_chart(points), [(run, Change(before, after)) for run, before, after in rows], style
-    )
+    chart = trend_chart(points, shares=style == "share")
+    return TrendFigure(title, note, chart, [(run, Change(before, after)) for run, before, after in rows], style)

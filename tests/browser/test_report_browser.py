@@ -180,6 +180,23 @@ def test_before_and_after_differ_without_colour(open_report):
     assert set(results) == {"passed"}
 
 
+@pytest.mark.parametrize("width", [390, 1280])
+def test_pointing_at_a_picture_says_what_is_perceived_in_it(open_report, width):
+    page = open_report(rendered("good"), width=width).page
+    (sheet,) = made_up.good_run().sheets
+    at_middles = page.eval_on_selector_all(
+        ".pictures img",
+        """(all) => all.map((image) => [...Array(8).keys()].map((column) => {
+            image.scrollIntoView({block: 'center', behavior: 'instant'});
+            const box = image.getBoundingClientRect();
+            const x = box.left + (column + 0.5) * box.width / 8;
+            return document.elementFromPoint(x, box.top + box.height / 2).title;
+        }))""",
+    )
+    sides = [row for both in zip(sheet.before_perceived, sheet.after_perceived, strict=True) for row in both]
+    assert [[title.split(": ", 1)[1] for title in row] for row in at_middles] == [list(row) for row in sides]
+
+
 def test_a_number_is_read_with_its_row_and_column(open_report):
     page = open_report(rendered("good"), width=390).page
     table = page.get_by_role("table", name="mean over prompts that were not trained on").first

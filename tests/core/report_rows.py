@@ -10,6 +10,7 @@ from popalign_core.attributes import Axis, axis_named
 from popalign_core.presets import preset
 from popalign_core.reporting.contact_sheet import contact_sheet
 from popalign_core.reporting.report_data import ContactSheet, ReportData
+from popalign_core.reporting.strips import perceived_text
 
 RUN, BASE, MODEL, JUDGE, BUILDER = "night-12", "base", "round-3", "emoji-heads", "emoji-clip"
 GENDER, TONE = "perceived_gender", "perceived_skin_tone"
@@ -371,12 +372,16 @@ def sheet(title, subjects, rng, samples: int = 8) -> ContactSheet:
     rows = {
         model: [[face(rng, model, subject) for _ in range(samples)] for subject in subjects] for model in (BASE, MODEL)
     }
-    return ContactSheet(title, contact_sheet(rows[BASE]), contact_sheet(rows[MODEL]), [article(s) for s in subjects])
+    said = ([[text for _, text in line] for line in rows[model]] for model in (BASE, MODEL))
+    sheets = (contact_sheet([[picture for picture, _ in line] for line in rows[model]]) for model in (BASE, MODEL))
+    return ContactSheet(title, *sheets, [article(s) for s in subjects], *said)
 
 
-def face(rng, model: str, subject: str) -> np.ndarray:
+def face(rng, model: str, subject: str) -> tuple[np.ndarray, str]:
+    """A picture, and what a judge that never errs says of it."""
     tones = ("#fadcbc", "#e0bb95", "#bf8f68", "#9b643d", "#594539")
-    tone = tones[rng.choice(5, p=true_shares(axis_named(TONE), model, subject))]
+    number = rng.choice(5, p=true_shares(axis_named(TONE), model, subject))
+    tone = tones[number]
     woman = rng.random() < true_shares(axis_named(GENDER), model, subject)[1]
     image = Image.new("RGB", (64, 64), "white")
     draw = ImageDraw.Draw(image)
@@ -387,7 +392,9 @@ def face(rng, model: str, subject: str) -> np.ndarray:
     draw.rounded_rectangle((10, 46, 54, 70), 10, fill="#" + format(sum(map(ord, subject)) * 7919 % 0xFFFFFF, "06x"))
     for x in (26, 38):
         draw.ellipse((x - 2, 26, x + 1, 29), fill="#222222")
-    return np.asarray(image)
+    labels = {GENDER: "woman" if woman else "man", TONE: axis_named(TONE).groups[number]}
+    said = perceived_text([{"axis": axis, "label": label, "status": "ok"} for axis, label in labels.items()])
+    return np.asarray(image), said
 
 
 def held_run() -> ReportData:

@@ -13,7 +13,7 @@ from popalign_core.config import with_settings
 from popalign_core.errors import InvalidInput
 from popalign_core.presets import preset
 from popalign_core.reporting.contact_sheet import contact_sheet
-from popalign_core.reporting.course import training_curves
+from popalign_core.reporting.course import StageCost, all_gpu_hours, training_curves
 from popalign_core.reporting.formatting import as_text, axis_label
 from popalign_core.reporting.report import render_report
 from popalign_core.reporting.report_data import ContactSheet, matching
@@ -163,6 +163,7 @@ def test_scores_models_checks_and_costs_are_those_of_the_rows(good):
     cost = {row[0].text: [value for cell in row for value, _ in cell.values] for row in page.sections["cost"].rows}
     assert cost["Sampling"] == [81.75, 512, 512 / 81.75]
     assert cost["All"] == [41.25 + 40.5 + 6.125 + 69.75 + 11.5]
+    assert [row[-1].text.strip() for row in page.sections["cost"].rows[1:]] == ["\u2013"] * 5
 
 
 def test_agreement_and_reasons_of_unknowns_are_those_of_the_rows(good):
@@ -197,7 +198,10 @@ HOSTILE = "\"'><script>alert(1)</script><img src=http://evil.example/x onerror=a
 
 def test_hostile_text_stays_text():
     good = made_up.good_run()
-    hostile_sheet = replace(good.sheets[0], title=HOSTILE, row_labels=[HOSTILE] * 6)
+    said = [[HOSTILE] * 8] * 6
+    hostile_sheet = replace(
+        good.sheets[0], title=HOSTILE, row_labels=[HOSTILE] * 6, before_perceived=said, after_perceived=said
+    )
     data = replace(
         good,
         run_id=HOSTILE,
@@ -220,6 +224,7 @@ def test_hostile_text_stays_text():
     assert [name for _, attributes in page.elements for name in attributes if name.startswith("on")] == []
     assert all(image["src"].startswith("data:image/webp;base64,") for image in page.tags("img"))
     assert page.text.count(HOSTILE) > 40
+    assert sum(HOSTILE in title for title in page.attribute("title")) == 96
 
 
 def test_what_is_missing_is_named():
@@ -293,6 +298,48 @@ def test_the_page_stays_under_five_megabytes():
     html = render_report(replace(made_up.good_run(), sheets=sheets))
     assert 4_400_000 < len(html.encode()) < 5_000_000
     assert "Left out to keep this page small: 1 more." in html
+
+
+@pytest.mark.parametrize(
+    ("device", "hours"),
+    [("cpu", None), ("2 x cpu", None), ("cuda", 0.5), ("4 x cuda", 2.0), ("mps", 0.5), ("16 x cuda", 8.0)],
+)
+def test_gpu_hours_count_every_process_of_a_training_and_no_cpu(device, hours):
+    cost = StageCost("alignment", device, seconds=1800.0, items=1)
+    assert cost.gpu_hours == hours
+    assert all_gpu_hours([cost, StageCost("assessment", "cpu", 3600.0, 1)]) == hours
+
+
+def test_gpu_hours_stand_in_the_table(good):
+    data, _ = good
+    devices = {"sampling": "cuda", "alignment": "2 x cuda"}
+    timings = [row | {"device": devices.get(row["stage"], "cpu")} for row in data.timings]
+    rows = Page(render_report(replace(data, timings=timings))).sections["cost"].rows
+    found = {row[0].text: [value for value, _ in row[-1].values] for row in rows[1:]}
+    sampling, alignment = 81.75 / 3600, 2 * 69.75 / 3600
+    assert found == {
+        "Sampling": [sampling],
+        "Classification": [],
+        "Alignment": [alignment],
+        "Assessment": [],
+        "All": [sampling + alignment],
+    }
+
+
+def test_every_picture_says_what_is_perceived_in_it(good):
+    data, page = good
+    (sheet,) = data.sheets
+    spans = [span for span in page.tags("span") if span.get("role") == "img"]
+    expected = [
+        f"{side}, picture {number}: {text}"
+        for before, after in zip(sheet.before_perceived, sheet.after_perceived, strict=True)
+        for side, row in ((f"Before ({made_up.BASE})", before), (f"After ({made_up.MODEL})", after))
+        for number, text in enumerate(row, 1)
+    ]
+    assert [span["title"] for span in spans] == [span["aria-label"] for span in spans] == expected
+    assert all(text in page.sections["samples"].text for row in sheet.after_perceived for text in row)
+    half = Page(render_report(made_up.half_run()))
+    assert not any((title or "").startswith("After (") for title in half.attribute("title"))
 
 
 def test_rows_of_other_judges_and_models_are_passed_over(good):

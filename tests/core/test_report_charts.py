@@ -14,10 +14,10 @@ from PIL import Image
 from popalign_core.errors import InvalidInput
 from popalign_core.reporting.charts import disparity_scale, dumbbell, nice_ticks, percent, stacked_bar, tag
 from popalign_core.reporting.contact_sheet import contact_sheet, sheet_rows
-from popalign_core.reporting.curves import Line, Point, round_chart, step_chart
+from popalign_core.reporting.curves import Line, Point, TrendPoint, round_chart, step_chart, trend_chart
 from popalign_core.reporting.formatting import as_text
 from popalign_core.reporting.report_data import Change, ContactSheet, Measured
-from popalign_core.reporting.strips import strip_sheets
+from popalign_core.reporting.strips import perceived_text, strip_sheets
 
 RNG = np.random.default_rng(0)
 
@@ -84,6 +84,42 @@ def test_strips_stop_at_the_limit_and_say_how_many_are_left_out():
     assert (len(cut.strips), cut.left_out) == (2, 3)
 
 
+def test_what_is_perceived_stands_at_its_own_picture():
+    images = [[noise(), None, noise(), noise()], [noise()]]
+    said = [["a", "", "b", "c"], ["d"]]
+    sheet = contact_sheet(images)
+    (found,) = strip_sheets([ContactSheet("title", sheet, sheet, ["one", "two"], said, [])])
+    width = pixels(sheet).shape[1]
+    for row, strip in enumerate(found.strips):
+        drawn = pixels(base64.b64decode((strip.before or "").removeprefix("data:image/webp;base64,")))
+        assert [picture.perceived for picture in strip.before_pictures] == [text for text in said[row] if text]
+        for picture in strip.before_pictures:
+            left, size = (width * float(share.removesuffix("%")) / 100 for share in (picture.left, picture.width))
+            own = drawn[:16, round(left) : round(left) + 16, :3]
+            assert np.array_equal(own, images[row][said[row].index(picture.perceived)])
+            assert round(size) == 18
+    assert [picture.number for picture in found.strips[0].before_pictures] == [1, 3, 4]
+    assert not found.strips[0].after_pictures
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "text"),
+    [
+        ([("perceived_skin_tone", "medium", "ok"), ("perceived_gender", "woman", "ok")], "woman, medium (judge)"),
+        ([("perceived_gender", None, "no_person"), ("perceived_age", None, "no_person")], "unknown: no person (judge)"),
+        ([("perceived_gender", "man", "low_confidence")], "unknown: low confidence (judge)"),
+        (
+            [("perceived_gender", "man", "ok"), ("perceived_skin_tone", "dark", "several")],
+            "man, skin tone unknown: several people (judge)",
+        ),
+        ([], "not labelled (judge)"),
+    ],
+)
+def test_perceived_attributes_in_words(outcomes, text):
+    rows = [{"axis": axis, "label": label, "status": status} for axis, label, status in outcomes]
+    assert perceived_text(rows) == text
+
+
 @given(st.floats(-10, 10), st.floats(1e-3, 10))
 def test_positions_stay_on_the_scale(value, top):
     place = float(percent(value, top).removesuffix("%"))
@@ -145,6 +181,43 @@ def test_curves_break_where_a_value_is_no_number(values, paths):
     assert len(commands) == 1
     assert commands[0].count("M") == paths
     assert "nan" not in drawn
+
+
+def scale_of(drawn: str) -> list[float]:
+    return [float(tick) for tick in re.findall(r'class="left"[^>]*>([-\d.e]+)<', drawn)]
+
+
+def heights_of(drawn: str) -> list[float]:
+    return [float(y) for y in re.findall(r'class="mark before"[^>]* cy="([-\d.]+)"', drawn)]
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=5))
+def test_shares_that_hardly_move_do_not_fill_the_height(values):
+    drawn = trend_chart([TrendPoint("run", Measured(value), None) for value in values], shares=True)
+    scale = scale_of(drawn)
+    assert min(scale) >= 0
+    assert max(scale) <= 1
+    assert min(scale) <= min(values) + 1e-6
+    assert max(scale) >= max(values) - 1e-6
+    assert max(scale) - min(scale) >= 0.0999
+    assert all(0 <= y <= 170 for y in heights_of(drawn))
+
+
+@pytest.mark.parametrize("values", [[0.1, 0.1 + 1e-15], [1e-250], [55.25, 55.25 + 1e-13], [-1e-13, 1e-13]])
+def test_what_only_rounding_moves_is_drawn_as_constant(values):
+    heights = heights_of(trend_chart([TrendPoint("run", Measured(value), None) for value in values]))
+    assert max(heights) - min(heights) < 1
+    assert 20 < heights[0] < 150
+
+
+def test_a_hundredth_is_a_tenth_of_the_height_of_a_chart_of_shares():
+    points = [TrendPoint("run", Measured(value), None) for value in (0.94, 0.95)]
+    one, other = heights_of(trend_chart(points, shares=True))
+    assert abs(one - other) <= 17.1
+    one, other = heights_of(trend_chart(points))
+    assert abs(one - other) == 170
+    lines = step_chart([Line("accuracy", [0.5, 0.51])], [], guide=0.5, shares=True)
+    assert max(scale_of(lines)) - min(scale_of(lines)) >= 0.1
 
 
 def test_curves_of_many_steps_have_few_points():

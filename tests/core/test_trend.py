@@ -7,7 +7,7 @@ from report_page import Page
 from popalign_core.errors import InvalidInput
 from popalign_core.reporting.curves import TrendPoint, trend_chart
 from popalign_core.reporting.report_data import Measured
-from popalign_core.reporting.trend import breaks, render_trend
+from popalign_core.reporting.trend import IMAGES, breaks, disparity_figures, render_trend
 
 QUERIES = (("All", "FROM nights();"),)
 
@@ -41,6 +41,16 @@ def test_another_judge_breaks_the_line_and_is_named() -> None:
     assert cells == ["night-005", "Judge", "heads:a@1", "heads:other@9"]
     assert "measured otherwise" in page.text
     assert breaks(made_up.three()) == []
+
+
+def test_another_number_of_images_breaks_the_line_and_says_why() -> None:
+    runs = [made_up.night(0), made_up.night(1, images=96)]
+    (found,) = breaks(runs)
+    assert (found.run_id, found.what) == ("night-001", [(IMAGES, "48", "96")])
+    page = page_of(runs)
+    assert "L2 depends on the number of held-out images a prompt" in page.sections["breaks"].text
+    assert 'class="trend' not in disparity_figures(runs, [found])[0].chart
+    assert "L2 depends" not in page_of(made_up.troubled()).text
 
 
 def test_a_night_without_figures_breaks_nothing_and_one_with_half_of_them_shows_them() -> None:

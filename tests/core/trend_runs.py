@@ -4,12 +4,14 @@ from datetime import UTC, datetime, timedelta
 
 import numpy as np
 
-from popalign_core.reporting.trend import TrendRun
+from popalign_core.reporting.trend import IMAGES, TrendRun
 
 GENDER, TONE = "perceived_gender", "perceived_skin_tone"
 
 
-def night(number: int, *, judge: str = "heads:a@1", verdict: str = "promote", base: float = 0.5) -> TrendRun:
+def night(
+    number: int, *, judge: str = "heads:a@1", verdict: str = "promote", base: float = 0.5, images: int = 48
+) -> TrendRun:
     """verdict: empty = it came to no decision, and only the base model was measured; failed = to nothing at all."""
     rng = np.random.default_rng(number)
     run_id = f"night-{number:03d}"
@@ -37,7 +39,8 @@ def night(number: int, *, judge: str = "heads:a@1", verdict: str = "promote", ba
         run_id=run_id,
         started=(datetime(2026, 1, 1, 2, tzinfo=UTC) + timedelta(days=number)).isoformat(timespec="seconds"),
         preset="emoji",
-        comparable={"Base model": "emoji", "Judge": judge if sides else "", "Held-out prompts": "15 texts, 0a1b2c3d"},
+        comparable={"Base model": "emoji", "Judge": judge if sides else "", "Held-out prompts": "15 texts, 0a1b2c3d"}
+        | {IMAGES: str(images)},
         verdict="" if verdict == "failed" else verdict,
         reason="The disparity fell enough." if verdict == "promote" else "Too little." if verdict == "hold" else "",
         link=f"runs/{run_id}/report.html" if sides else "",

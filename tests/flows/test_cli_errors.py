@@ -104,3 +104,9 @@ def test_help_loads_neither_torch_nor_prefect() -> None:
 def test_a_trend_of_no_run_is_one_message(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys) -> None:
     assert run(monkeypatch, "trend", "-w", str(tmp_path)) == 2
     assert "there is no run in this workspace" in capsys.readouterr().err
+
+
+def test_the_module_itself_is_the_command() -> None:
+    asked = subprocess.run([sys.executable, "-m", "flows.cli", "show", "--nonsense"], check=False, capture_output=True)
+    assert asked.returncode == 2
+    assert b"--nonsense" in asked.stderr

@@ -96,6 +96,15 @@ def test_every_macro_says_what_it_answers_and_nothing_where_nothing_is_committed
         assert query(workspace, f"FROM {name}({', '.join(['NULL'] * len(wanted))})").num_rows == 0
 
 
+def test_gpu_hours_count_every_process_of_a_training_and_no_cpu(workspace, timing):
+    hours = {"cpu": None, "2 x cpu": None, "cuda": 0.5, "4 x cuda": 2.0, "mps": 0.5, "16 x cuda": 8.0}
+    rows = [timing(key=device, seconds=900.0) | {"device": device} for device in hours for _ in range(2)]
+    with staged_artifact(ArtifactRef(str(workspace.root), "night-1", "timings", "all")) as folder:
+        write_rows(folder, "timings", rows)
+    found = query_after_rebuild(workspace, "SELECT device, gpu_hours FROM cost('night-1')")
+    assert {row["device"]: row["gpu_hours"] for row in found} == hours
+
+
 def query_after_rebuild(workspace: Workspace, sql: str) -> list[dict]:
     rebuild_catalog(workspace)
     return query(workspace, sql).to_pylist()

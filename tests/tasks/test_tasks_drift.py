@@ -17,17 +17,20 @@ AXIS = "perceived_gender"
 SERIES = "nightly-emoji-"
 
 
-def commit_night(workspace: Path, date: str, value: float, config: RunConfig | None = None) -> None:
+def commit_night(workspace: Path, date: str, value: float, config: RunConfig | None = None, images: int = 50) -> None:
+    """Of two prompts, with so many images each."""
     run_id, root = f"{SERIES}{date}", str(Workspace.open(workspace).root)
     settings = (config or preset("emoji")).model_dump_json()
     with staged_artifact(ArtifactRef(root, run_id, "runs", "config")) as folder:
         write_rows(folder, "runs", [{"run_id": run_id, "preset": "emoji", "config_json": settings}])
     row = {"run_id": run_id, "judge_id": "j", "split": "eval", "prompt_id": None, "level": "mean", "axis": AXIS}
-    row |= {"measure": "l2", "target": "uniform", "floor": 0.05, "n": 100, "unknown": 0}
+    row |= {"measure": "l2", "target": "uniform", "floor": 0.05, "n": 2 * images - 1, "unknown": 1}
     row |= {"low": value - 0.02, "high": value + 0.02, "value": value}
     aligned = row | {"model_id": "round-1", "value": 0.9}
+    own = row | {"model_id": "base", "level": "prompt"}
+    prompts = [own | {"prompt_id": name, "n": images - lost, "unknown": lost} for name, lost in (("p", 0), ("q", 1))]
     with staged_artifact(ArtifactRef(root, run_id, "disparities", "round-1")) as folder:
-        write_rows(folder, "disparities", [row | {"model_id": "base"}, aligned])
+        write_rows(folder, "disparities", [row | {"model_id": "base"}, aligned, *prompts])
 
 
 def compare(workspace: Path, date: str) -> list[tuple[str, float, float]]:
@@ -47,6 +50,16 @@ def test_a_move_beyond_both_intervals_is_reported(tmp_path: Path, now: float, mo
     commit_night(tmp_path, "20261101", 0.5)
     commit_night(tmp_path, "20261102", now)
     assert compare(tmp_path, "20261102") == ([(AXIS, 0.5, now)] if moved else [])
+
+
+def test_a_night_with_another_number_of_images_is_passed_over(tmp_path: Path) -> None:
+    commit_night(tmp_path, "20261101", 0.5)
+    commit_night(tmp_path, "20261102", 0.3, images=100)
+    commit_night(tmp_path, "20261103", 0.5)
+    assert compare(tmp_path, "20261102") == []
+    assert compare(tmp_path, "20261103") == []
+    commit_night(tmp_path, "20261104", 0.3)
+    assert compare(tmp_path, "20261104") == [(AXIS, 0.5, 0.3)]
 
 
 def test_the_last_comparable_night_counts(tmp_path: Path) -> None:

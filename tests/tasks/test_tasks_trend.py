@@ -45,6 +45,7 @@ def test_the_page_has_the_numbers_of_the_tables(written_run) -> None:
     }
     assert run.comparable["Sampler"] == "f1"
     assert run.comparable["Held-out prompts"].startswith("2 texts, ")
+    assert run.comparable["Held-out images a prompt"] == "8"
     assert run.verdict == "promote"
     assert {stage["stage"] for stage in run.stages} == {"assessment"}
     text = path.read_text()
