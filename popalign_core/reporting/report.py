@@ -37,8 +37,6 @@ def render_report(data: ReportData) -> str:
     Parts of the run that have no rows yet are named as not finished. Raises: InvalidInput for a contact sheet that
     cannot be read.
     """
-    held_out = comparisons.prompt_charts(data, comparisons.HELD_OUT)
-    costs = course.stage_costs(data)
     return (
         environment()
         .get_template("report.html.j2")
@@ -46,42 +44,58 @@ def render_report(data: ReportData) -> str:
             data=data,
             verdict=verdict(data),
             missing=missing_parts(data),
-            headline=comparisons.headline(data),
-            quality=comparisons.quality(data),
             sheets=strips.strip_sheets(data.sheets),
-            held_out_charts=[chart for chart in held_out if not chart.crossed],
-            folded_charts=[chart for chart in held_out if chart.crossed],
-            trained_charts=comparisons.prompt_charts(data, comparisons.TRAINED),
-            shares=shares.axis_shares(data),
-            grids=shares.share_grids(data),
             agreements=classifiers.agreements(data),
             unlabelled=classifiers.unlabelled(data),
-            scores=comparisons.scores(data),
-            within_groups=quality.within_groups(data),
-            gaps=quality.gaps(data),
-            distances=quality.distances(data),
-            likeness=quality.likeness(data),
-            surroundings=quality.surroundings(data),
-            extensions=quality.extensions(data),
-            other_measures=comparisons.other_measures(data),
-            paired=comparisons.paired_numbers(data),
             studies=people.studies(data),
             corrected=people.corrected_axes(data),
-            curves=course.training_curves(data),
-            validation=course.validation_curves(data),
-            rounds=course.rounds(data),
-            mixes=course.population_mixes(data),
-            refusals=course.refusals(data),
             checks=decision_checks(data),
-            costs=costs,
-            gpu_hours=course.all_gpu_hours(costs),
             approximations=_approximations(data),
             config_text=json.dumps(data.config, indent=2, ensure_ascii=False, default=str),
             queries=queries.sql_queries(data),
             measure_name=measure_label(data.measure),
             most_prompts=comparisons.MOST_PROMPTS,
+            **_figures(data),
+            **_course(data),
         )
     )
+
+
+def _figures(data: ReportData) -> dict[str, object]:
+    """What was measured on images."""
+    held_out = comparisons.prompt_charts(data, comparisons.HELD_OUT)
+    return {
+        "headline": comparisons.headline(data),
+        "quality": comparisons.quality(data),
+        "held_out_charts": [chart for chart in held_out if not chart.crossed],
+        "folded_charts": [chart for chart in held_out if chart.crossed],
+        "trained_charts": comparisons.prompt_charts(data, comparisons.TRAINED),
+        "shares": shares.axis_shares(data),
+        "grids": shares.share_grids(data),
+        "scores": comparisons.scores(data),
+        "within_groups": quality.within_groups(data),
+        "gaps": quality.gaps(data),
+        "distances": quality.distances(data),
+        "likeness": quality.likeness(data),
+        "surroundings": quality.surroundings(data),
+        "extensions": quality.extensions(data),
+        "other_measures": comparisons.other_measures(data),
+        "paired": comparisons.paired_numbers(data),
+    }
+
+
+def _course(data: ReportData) -> dict[str, object]:
+    """How the run went."""
+    costs = course.stage_costs(data)
+    return {
+        "curves": course.training_curves(data),
+        "validation": course.validation_curves(data),
+        "rounds": course.rounds(data),
+        "mixes": course.population_mixes(data),
+        "refusals": course.refusals(data),
+        "costs": costs,
+        "gpu_hours": course.all_gpu_hours(costs),
+    }
 
 
 def _approximations(data: ReportData) -> tuple[str, ...]:
