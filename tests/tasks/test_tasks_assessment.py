@@ -207,13 +207,18 @@ def test_every_query_of_the_report_is_answered_by_the_catalog(written_run) -> No
     )
     answered = {title: query(place, sql.removesuffix(";")).num_rows for title, sql in sql_queries(data)}
     assert len(answered) > 10
-    # What this run has not done: no training, no populations, and nobody was looked for.
+    # What this run has not done: no training, no populations, nobody was looked for, and nobody was asked.
     empty = {title for title, rows in answered.items() if not rows}
     assert empty == {
         "Validation by round",
         "Training, step by step",
         "Populations of each round",
         "What changed outside the person",
+        "How many images were drawn, and why no more",
+        "Several training seeds",
+        "Shares corrected for the judge's errors, from an audit",
+        "Votes of people",
+        "Prompts that gave no preference",
         # The labels are said by nobody, and so not by the run's judge.
         "The images behind a share, one group of one prompt",
     }
