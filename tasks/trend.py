@@ -25,8 +25,17 @@ JOIN (SELECT run_id, min(started_at) AS started_at FROM starts GROUP BY run_id) 
 LEFT JOIN decisions AS d USING (run_id)
 ORDER BY s.started_at, r.run_id"""
 NIGHTS = "FROM nights() WHERE which IS NOT NULL OR verdict IS NULL"
-COMPARISONS = f"""SELECT run_id, axis, measure, before, after, judge_id
-FROM comparisons WHERE split = 'eval' AND measure IN {DRAWN} ORDER BY run_id, axis, measure"""
+COMPARISONS = f"""SELECT c.run_id, c.axis, c.measure, c.before, b.low AS before_low, b.high AS before_high,
+       c.after, a.low AS after_low, a.high AS after_high, c.judge_id
+FROM comparisons AS c
+LEFT JOIN scores AS b
+  ON b.run_id = c.run_id AND b.model_id = c.base_model_id AND b.judge_id = c.judge_id AND b.split = c.split
+ AND b.kind IN ('neutral', 'specific')
+ AND b.measure = CASE c.measure WHEN 'obedience' THEN 'obedience:' || c.axis ELSE c.measure END
+LEFT JOIN scores AS a
+  ON a.run_id = c.run_id AND a.model_id = c.model_id AND a.judge_id = c.judge_id AND a.split = c.split
+ AND a.kind = b.kind AND a.measure = b.measure
+WHERE c.split = 'eval' AND c.measure IN {DRAWN} ORDER BY c.run_id, c.axis, c.measure"""
 STAGES = """SELECT run_id, stage, sum(seconds) AS seconds, CAST(sum(items) AS BIGINT) AS items
 FROM timings GROUP BY ALL ORDER BY run_id, seconds DESC"""
 SAMPLERS = """SELECT run_id, string_agg(DISTINCT sampler_fingerprint, ' ' ORDER BY sampler_fingerprint) AS samplers

@@ -113,7 +113,7 @@ def _side(run: TrendRun, axis: str, which: str) -> Measured | None:
 
 
 def comparison_figures(runs: Sequence[TrendRun], found: Sequence[Break]) -> list[TrendFigure]:
-    """CLIP score, obedience and unknowns; before and after have no intervals of their own in these rows."""
+    """CLIP score, obedience and unknowns; of unknowns before and after have no intervals of their own in these rows."""
     figures: list[TrendFigure] = []
     for measure in DRAWN:
         for axis in dict.fromkeys(
@@ -122,11 +122,16 @@ def comparison_figures(runs: Sequence[TrendRun], found: Sequence[Break]) -> list
             rows: list[tuple[TrendRun, Measured | None, Measured | None]] = []
             for run in runs:
                 own = matching(run.comparisons, measure=measure, axis=axis)
-                before, after = (measured(own[0], side, "", "") if own else None for side in ("before", "after"))
+                before, after = (
+                    measured(own[0], side, f"{side}_low", f"{side}_high") if own else None
+                    for side in ("before", "after")
+                )
                 rows.append((run, before, after))
             title = ": ".join(part for part in (axis_label(axis), measure_label(measure)) if part)
             style = "significant" if measure == "clip_score" else "share"
-            note = "held-out prompts; the interval of the change stands in each run's report"
+            note = "held-out prompts, 95% intervals"
+            if measure == "unknown":
+                note = "held-out prompts; the interval of the change stands in each run's report"
             figures.append(_figure(title, note, rows, found, style))
     return figures
 

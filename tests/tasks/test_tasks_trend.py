@@ -46,6 +46,16 @@ def test_the_page_has_the_numbers_of_the_tables(written_run) -> None:
     assert run.comparable["Sampler"] == "f1"
     assert run.comparable["Held-out prompts"].startswith("2 texts, ")
     assert run.comparable["Held-out images a prompt"] == "8"
+    scores = {(r["measure"], r["model_id"]): r for r in read_artifact(ref, "scores") if r["kind"] != "controls"}
+    for row in run.comparisons:
+        if row["measure"] == "unknown":
+            assert row["before_low"] is None
+            continue
+        measure = f"obedience:{row['axis']}" if row["measure"] == "obedience" else row["measure"]
+        for side, model in (("before", BASE), ("after", MODEL)):
+            stored = scores[measure, model]
+            assert (row[f"{side}_low"], row[f"{side}_high"]) == (stored["low"], stored["high"])
+            assert row[side] == pytest.approx(stored["value"])
     assert run.verdict == "promote"
     assert {stage["stage"] for stage in run.stages} == {"assessment"}
     text = path.read_text()
