@@ -196,7 +196,7 @@ def run(client: SyncPrefectClient, deployment: str, seconds: float, state: State
     return run_id
 
 
-@pytest.mark.slow
+@pytest.mark.stack
 def test_what_runs_listens_on_this_machine_only_and_holds_no_password(running: Machine):
     rows = services_status()
     assert [row.what.split("-")[0] for row in rows] == ["popalign up", "server", "cpu", "gpu0"]
@@ -216,7 +216,7 @@ def test_what_runs_listens_on_this_machine_only_and_holds_no_password(running: M
     assert (running.home.parent / "secret-name.db").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.stack
 def test_a_second_up_says_what_runs(running: Machine):
     pids = {process.pid for process in marked()}
     again = running.call("up", "--workspace", str(running.workspace))
@@ -230,7 +230,7 @@ def test_a_second_up_says_what_runs(running: Machine):
     assert {process.pid for process in marked()} == pids
 
 
-@pytest.mark.slow
+@pytest.mark.stack
 def test_the_schedule_yields_runs(client: SyncPrefectClient):
     """With a wrong sqlalchemy, all looks well and no run ever comes."""
     found = client.read_deployment_by_name("tiny/nightly")
@@ -244,7 +244,7 @@ def test_the_schedule_yields_runs(client: SyncPrefectClient):
     assert {run.expected_start_time.minute for run in runs} == {30}
 
 
-@pytest.mark.slow
+@pytest.mark.stack
 def test_failures_and_drift_are_told(running: Machine, client: SyncPrefectClient):
     url = f"http://127.0.0.1:{running.port}/api"
     with webhook(running.told) as address:
@@ -280,7 +280,7 @@ def test_failures_and_drift_are_told(running: Machine, client: SyncPrefectClient
     assert len(running.told) == 2
 
 
-@pytest.mark.slow
+@pytest.mark.stack
 def test_what_is_killed_comes_back_and_works(running: Machine, client: SyncPrefectClient):
     killed("server")
     wait_for(lambda: healthy(running.port), "the server answers on its port again")
@@ -311,7 +311,7 @@ def test_a_worker_that_hangs_is_started_again():
     wait_for(lambda: (new := service("cpu")) is not None and new.pid != old.pid and new.alive(), "it comes back", 500)
 
 
-@pytest.mark.slow
+@pytest.mark.stack
 def test_down_ends_all_and_a_killed_up_leaves_nothing(running: Machine, client: SyncPrefectClient):
     run_id = run(client, "nightly", 200, StateType.RUNNING)
     began = time.monotonic()

@@ -154,7 +154,7 @@ def lose_one_of_two(preferences: ArtifactRef, config: RunConfig, temporary: Path
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("sharded", [False, True])
+@pytest.mark.parametrize("sharded", [False, pytest.param(True, marks=pytest.mark.stack)])
 def test_a_killed_process_ends_all_and_any_number_goes_on(
     tmp_path: Path,
     own_temporary_folder: Path,
