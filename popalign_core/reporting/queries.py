@@ -42,13 +42,20 @@ LIMIT 20;"""
         ("The same distance within perceived groups", _all("group_distances", eval_only)),
         ("What changed outside the person", _all("entanglements", eval_only)),
         ("How many images were drawn, and why no more", _all("extensions", f"run_id = {run}")),
-        ("Several training seeds", _all("seed_summaries", f"run_id = {run}")),
-        ("Shares corrected for the judge's errors, from an audit", _all("corrected_shares", f"run_id = {run}")),
-        ("Votes of people", _all("votes", f"run_id = {run}")),
-        ("Prompts that gave no preference", _all("refusals", f"run_id = {run}")),
-        ("Validation by round", _all("validations", f"run_id = {run}")),
-        ("Training, step by step", _all("training_steps", f"run_id = {run}")),
-        ("Populations of each round", _all("populations", f"run_id = {run}")),
+        *_of_the_course(run),
+    )
+
+
+def _of_the_course(run: str) -> Sequence[tuple[str, str]]:
+    whole = f"run_id = {run}"
+    return (
+        ("Several training seeds", _all("seed_summaries", whole)),
+        ("Shares corrected for the judge's errors, from an audit", _all("corrected_shares", whole)),
+        ("Votes of people", _all("votes", whole)),
+        ("Prompts that gave no preference", _all("refusals", whole)),
+        ("Validation by round", _all("validations", whole)),
+        ("Training, step by step", _all("training_steps", whole)),
+        ("Populations of each round", _all("populations", whole)),
         (
             "The decision and its checks",
             f"SELECT unnest(checks, recursive := true) FROM decisions WHERE run_id = {run};",
