@@ -8,6 +8,7 @@ beside it.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -68,7 +69,9 @@ def metric_frame(
 
     Raises: InvalidInput where lengths differ, no image has a group, or a group is not of the vocabulary.
     """
-    sums, weights, unknown = _tables(values, groups, prompt_ids, vocabulary)
+    known = _known(values, groups, prompt_ids, vocabulary)
+    sums, weights = _tables(known)
+    unknown = len(values) - len(known.scores)
     picks = resample_prompts(len(sums), rng, n_boot)
     by_group = {
         name: _of_group(sums[:, place], weights[:, place], rng, n_boot) for place, name in enumerate(vocabulary)
@@ -87,15 +90,23 @@ def metric_frame(
         parts = (means[None], resampled, without)
         value, drawn, left = (part.min(axis=1) / part.max(axis=1) for part in parts)
         ratio = _estimate(float(value[0]), drawn, left, n, unknown, most=1.0)
-    null = _shuffled_differences(values, groups, prompt_ids, vocabulary, rng)
+    null = _shuffled_differences(known, rng)
     high = float(np.quantile(null, 0.95))
     return MetricFrame(by_group, overall, difference, ratio, float(null.mean()), high, n_boot)
 
 
-def _tables(
+class _Known(NamedTuple):
+    """Images with a known group, (images,) each: score, place of the group in the vocabulary, number of the prompt."""
+
+    scores: np.ndarray
+    columns: np.ndarray
+    rows: np.ndarray
+    groups: int
+
+
+def _known(
     values: np.ndarray, groups: Sequence[str | None], prompt_ids: Sequence[str], vocabulary: Sequence[str]
-) -> tuple[np.ndarray, np.ndarray, int]:
-    """Sums and numbers of images by prompt and group, (prompts, groups), and how many have none."""
+) -> _Known:
     if not len(values) == len(groups) == len(prompt_ids):
         raise InvalidInput(f"{len(values)} values, {len(groups)} groups and {len(prompt_ids)} prompts do not pair.")
     if odd := sorted({group for group in groups if group is not None} - set(vocabulary)):
@@ -105,11 +116,17 @@ def _tables(
     if not known.any():
         raise InvalidInput(f"none of {len(values)} images has a known group.")
     columns = np.array([place[group] for group in groups if group is not None])
-    names, rows = np.unique(np.asarray(prompt_ids)[known], return_inverse=True)
-    sums, weights = np.zeros((len(names), len(vocabulary))), np.zeros((len(names), len(vocabulary)))
-    np.add.at(sums, (rows, columns), values[known])
-    np.add.at(weights, (rows, columns), 1)
-    return sums, weights, int((~known).sum())
+    _, rows = np.unique(np.asarray(prompt_ids)[known], return_inverse=True)
+    return _Known(values[known], columns, rows, len(vocabulary))
+
+
+def _tables(known: _Known) -> tuple[np.ndarray, np.ndarray]:
+    """Sums and numbers of images by prompt and group, (prompts, groups)."""
+    shape = int(known.rows.max()) + 1, known.groups
+    sums, weights = np.zeros(shape), np.zeros(shape)
+    np.add.at(sums, (known.rows, known.columns), known.scores)
+    np.add.at(weights, (known.rows, known.columns), 1)
+    return sums, weights
 
 
 def _of_group(sums: np.ndarray, weights: np.ndarray, rng: np.random.Generator, n_boot: int) -> Estimate | None:
@@ -135,25 +152,15 @@ def _estimate(
     return Bootstrap(value, drawn, n, unknown, without=without, limits=limits).estimate
 
 
-def _shuffled_differences(
-    values: np.ndarray,
-    groups: Sequence[str | None],
-    prompt_ids: Sequence[str],
-    vocabulary: Sequence[str],
-    rng: np.random.Generator,
-) -> np.ndarray:
+def _shuffled_differences(known: _Known, rng: np.random.Generator) -> np.ndarray:
     """(SHUFFLES,): within prompts, so that what differs between prompts stays where it is."""
-    known = np.array([group is not None for group in groups], bool)
-    place = {name: index for index, name in enumerate(vocabulary)}
-    columns = np.array([place[group] for group in groups if group is not None])
-    _, rows = np.unique(np.asarray(prompt_ids)[known], return_inverse=True)
-    by_prompt = np.argsort(rows, kind="stable")
-    scores, columns, rows = values[known][by_prompt], columns[by_prompt], rows[by_prompt]
+    by_prompt = np.argsort(known.rows, kind="stable")
+    scores, columns, rows = (part[by_prompt] for part in (known.scores, known.columns, known.rows))
+    weights = np.bincount(columns, minlength=known.groups)
     found: list[float] = []
     for _ in range(SHUFFLES):
         # Sorted by prompt and a random number: a shuffle inside each prompt.
         order = np.lexsort((rng.random(len(rows)), rows))
-        weights = np.bincount(columns, minlength=len(vocabulary))
-        sums = np.bincount(columns, weights=scores[order], minlength=len(vocabulary))
-        found.append(float(np.nanmax(_means(sums, weights)) - np.nanmin(_means(sums, weights))))
+        means = _means(np.bincount(columns, weights=scores[order], minlength=known.groups), weights)
+        found.append(float(np.nanmax(means) - np.nanmin(means)))
     return np.array(found)
