@@ -22,6 +22,7 @@ from random_sdxl import write_random_sdxl
 from torch.profiler import ProfilerActivity, profile
 
 from popalign_core.alignment.cache import AlignmentData
+from popalign_core.alignment.processes import Processes
 from popalign_core.alignment.trainer import train
 from popalign_core.config import RunConfig, with_settings
 from popalign_core.models.sdxl import DTYPES, SCHEDULERS, ModelSource, load_sdxl
@@ -149,7 +150,7 @@ def test_seconds_a_pair(checkpoint: Path, kind: str) -> None:
     dtype = config.sampling.dtype if kind == "lora" else "float32"
     model = load_sdxl(ModelSource(str(checkpoint)), device=DEVICE.type, dtype=dtype)
     data = random_pairs(model, 2 * changes["pairs_per_step"])
-    policy = _policy(config, model, 0, None)
+    policy = _policy(config, model, 0, None, Processes())
     settings = replace(alignment_settings(config, 1), steps=REPETITIONS + 2)
     records = list(train(policy, data, settings))
     seconds = [record.seconds / record.pairs for record in records[2:]]
