@@ -82,6 +82,13 @@ class ClassificationConfig(StageConfig):
             description="The builder labels held-out images too, and how far it agrees with the judge is reported.",
         ),
     ] = True
+    dtype: Annotated[
+        Literal["float32", "bfloat16"],
+        Field(
+            title="Number format",
+            description="Of both classifiers. bfloat16 is faster and moves labels near a border; it is in their names.",
+        ),
+    ] = "float32"
 
     @model_validator(mode="after")
     def _two_classifiers(self) -> "ClassificationConfig":

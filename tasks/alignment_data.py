@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from popalign_core.alignment.cache import AlignmentData
@@ -13,7 +12,7 @@ from popalign_core.errors import InvalidInput
 from popalign_core.models.text_to_image import TextToImageModel
 from popalign_core.tensor_arrays import from_bytes
 from storage.artifacts import ArtifactRef
-from storage.images import decode_image
+from storage.images import decode_images
 from storage.layout import Workspace
 from storage.tables import read_artifact, read_images, read_rows
 from tasks.embeddings import provide_embeddings
@@ -110,7 +109,7 @@ def _named_captions(preferences: ArtifactRef, pairs: Sequence[Mapping[str, Any]]
 def _encoded(images: Sequence[bytes], model: TextToImageModel) -> tuple[torch.Tensor, torch.Tensor]:
     means, deviations = [], []
     for start in range(0, len(images), ENCODE_BATCH):
-        pixels = np.stack([decode_image(data) for data in images[start : start + ENCODE_BATCH]])
+        pixels = decode_images(images[start : start + ENCODE_BATCH])
         tensor = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
         mean, deviation = model.encode_images(tensor)
         means.append(mean)

@@ -167,7 +167,7 @@ class _Assessment:
             self.unknown[axis.name] = rise
 
     def _add_quality(self, purpose: str, split: str, measured: Mapping[str, Measured]) -> None:
-        texts = builder(self.config.classification.builder, self.config.device)
+        texts = builder(self.config.classification, self.config.device)
         names = sorted(set(measured[BASE].prompt_ids))
         found = texts.text_features([self.prompts[name].text for name in names]).numpy()
         vectors = dict(zip(names, found, strict=True))

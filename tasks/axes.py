@@ -44,7 +44,7 @@ def classify_by_embeddings(samples: ArtifactRef, config: RunConfig, axis: Descri
     if is_committed(ref):
         return ref
     shard = StoredShard(samples, config)
-    seen = builder(config.classification.builder, config.device)
+    seen = builder(config.classification, config.device)
     if shard.embeddings.embedder_id != seen.classifier_id:
         raise InvalidInput(
             f"the vectors of {samples.key} are of {shard.embeddings.embedder_id}, and the builder is now "
@@ -74,7 +74,7 @@ def add_axis(workspace: str, run_id: str, config: RunConfig, axis: DescribedAxis
     samples = [reference(workspace, run_id, "samples", key) for key in keys]
     refs = [classify_by_embeddings(shard, config, axis) for shard in samples]
     measured = list(_by_model(refs))
-    seen = builder(config.classification.builder, config.device)
+    seen = builder(config.classification, config.device)
     return AxisMeasured(
         named_classifier(seen.classifier_id, axis),
         len(refs),

@@ -16,12 +16,13 @@ from popalign_core.models.zero_shot import ZeroShotClassifier
 from popalign_core.phrases import described
 from storage.artifacts import ArtifactRef, is_committed
 from storage.commit import staged_artifact
+from storage.locks import claimed
 from storage.tables import read_artifact, write_rows
 from tasks.events import announce_commit
 from tasks.progress import progress_of
 from tasks.run import classifier_of, passes, reference, timed
 from tasks.sampling import asked_for
-from tasks.stored_shard import StoredShard
+from tasks.stored_shard import SEEN_BY_BOTH, StoredShard, embeddings_of
 
 
 class TooManyUnclassified(InvalidInput):
@@ -74,6 +75,11 @@ def classify_shard(ref: ArtifactRef, config: RunConfig) -> ArtifactRef:
         else:
             views = shard.views(whole=any(axis.whole_scene for axis in axes))
             outcomes = classifier.probabilities(shard.pictures(views), axes)
+            if asked_for(purpose) in SEEN_BY_BOTH:
+                # Now, while the images are decoded.
+                with claimed(embeddings_of(samples)) as mine:
+                    if mine:
+                        shard.commit_embeddings()
         commit_labels(ref, shard, views, outcomes, classifier.classifier_id)
         facts["items"] = len(shard.rows)
         advance(len(shard.rows))

@@ -28,10 +28,10 @@ from tasks.events import announce_commit
 from tasks.progress import progress_of
 from tasks.run import BASE, passes, placed, read_prompts, reference, timed
 from tasks.sampling import asked_for, plan_shards
-from tasks.stored_shard import StoredShard
+from tasks.stored_shard import SEEN_BY_BOTH, StoredShard
 
 # Quality is of prompts that leave the person open; obedience is judged by the labels alone.
-PURPOSES = ("evaluation", "trained")
+PURPOSES = SEEN_BY_BOTH
 SCORES, FEATURES = "image_scores", "image_features"
 Row = dict[str, object]
 

@@ -23,6 +23,7 @@ from popalign_core.expansion import Prompt
 from popalign_core.models.attribute_heads import HeadClassifier
 from popalign_core.models.checkpoints import IN_WORKSPACE, source_digest
 from popalign_core.models.detectors import BoxDetector
+from popalign_core.models.inference import Dtype
 from popalign_core.models.loading import load_model
 from popalign_core.models.sdxl import ModelSource
 from popalign_core.models.text_to_image import TextToImageModel
@@ -161,20 +162,28 @@ def loaded_model(source: ModelSource, device: str, dtype: Any, vae_dtype: VaeDty
 
 
 @lru_cache(maxsize=2)
-def builder(source: str, device: str) -> ZeroShotClassifier:
-    """The classifier that builds preferences."""
-    return ZeroShotClassifier(source, device=device)
+def _builder(source: str, device: str, dtype: Dtype) -> ZeroShotClassifier:
+    return ZeroShotClassifier(source, device=device, dtype=dtype)
 
 
 @lru_cache(maxsize=2)
-def judge(source: str, device: str) -> HeadClassifier:
-    """The classifier that judges the assessment."""
-    return HeadClassifier(source, device=device)
+def _judge(source: str, device: str, dtype: Dtype) -> HeadClassifier:
+    return HeadClassifier(source, device=device, dtype=dtype)
+
+
+def builder(config: ClassificationConfig, device: str) -> ZeroShotClassifier:
+    """The classifier that builds preferences; in memory once."""
+    return _builder(config.builder, device, config.dtype)
+
+
+def judge(config: ClassificationConfig, device: str) -> HeadClassifier:
+    """The classifier that judges the assessment; in memory once."""
+    return _judge(config.judge, device, config.dtype)
 
 
 def classifier_of(role: str, config: ClassificationConfig, device: str) -> ZeroShotClassifier | HeadClassifier:
     """The builder or the judge."""
-    return builder(config.builder, device) if role == "builder" else judge(config.judge, device)
+    return builder(config, device) if role == "builder" else judge(config, device)
 
 
 @lru_cache(maxsize=2)

@@ -19,6 +19,8 @@ from storage.tables import Row, read_artifact, write_rows
 from tasks.run import builder, detector, reference
 
 KINDS: tuple[Kind, ...] = ("person", "face")
+# Whose images the judge labels and the builder's model looks at as well, for quality, diversity and agreement.
+SEEN_BY_BOTH = ("evaluation", "trained")
 
 
 def embeddings_of(samples: ArtifactRef) -> ArtifactRef:
@@ -72,16 +74,20 @@ class StoredShard:
     @cached_property
     def embeddings(self) -> Embeddings:
         """What the builder's model sees in whole images, and in the boxes if there are any."""
+        return read_embeddings(self.commit_embeddings())
+
+    def commit_embeddings(self) -> ArtifactRef:
+        """Where they lie then."""
         ref = embeddings_of(self.samples)
         if not is_committed(ref):
             views = self.views(whole=True)
-            seen = builder(self.config.classification.builder, self.config.device)
+            seen = builder(self.config.classification, self.config.device)
             vectors = seen.image_features(self.pictures(views)).numpy()
             ids, regions = [self.sample_ids[view.image] for view in views], [view.region for view in views]
             with staged_artifact(ref) as folder:
                 found = Embeddings(seen.classifier_id, ids, regions, vectors)
                 write_embeddings(folder, ref.run_id, _model_of(self.samples), found)
-        return read_embeddings(ref)
+        return ref
 
     def _sources(self) -> dict[Kind, str]:
         named = dict(zip(KINDS, (self.config.detection.persons, self.config.detection.faces), strict=True))

@@ -15,13 +15,13 @@ from popalign_core.population_counts import by_prompt, group_counts
 from storage.artifacts import is_committed
 from storage.checkpoints import remove_checkpoints
 from storage.commit import staged_artifact
-from storage.images import decode_image
 from storage.layout import Workspace
-from storage.tables import read_artifact, write_rows
+from storage.tables import write_rows
 from tasks.alignment import WHOLE_TRAINING
 from tasks.labels import labelled_samples
 from tasks.run import builder, read_prompts, reference
 from tasks.sampling import plan_shards
+from tasks.stored_shard import StoredShard
 
 PURPOSE = "validation"
 
@@ -55,14 +55,14 @@ def held_out_point(workspace: str, run_id: str, config: RunConfig, model_id: str
 @lru_cache(maxsize=32)
 def held_out_quality(workspace: str, run_id: str, config: RunConfig, model_id: str) -> float:
     """Mean CLIP score of the validation images under their prompts, by the builder's model."""
-    seen = builder(config.classification.builder, config.device)
+    seen = builder(config.classification, config.device)
     texts = {prompt.prompt_id: prompt.text for prompt in read_prompts(workspace, run_id)}
     vectors = {prompt_id: seen.text_features([text]).numpy()[0] for prompt_id, text in texts.items()}
     scores: list[np.ndarray] = []
     for shard in plan_shards(workspace, run_id, config, model_id, PURPOSE):
-        images = np.stack([decode_image(row["image"]) for row in read_artifact(shard, "images")])
-        prompts = np.stack([vectors[row["prompt_id"]] for row in read_artifact(shard, "samples")])
-        scores.append(clip_score(seen.image_features(images).numpy(), prompts))
+        stored = StoredShard(shard, config)
+        prompts = np.stack([vectors[str(row["prompt_id"])] for row in stored.rows])
+        scores.append(clip_score(stored.embeddings.of_whole_images, prompts))
     return float(np.concatenate(scores).mean())
 
 

@@ -15,6 +15,7 @@ from popalign_core.classification import AxisProbabilities, Pictures, softmax
 from popalign_core.errors import InvalidInput, ModelNotUsable
 from popalign_core.models.attribute_labels import NO_PERSON, group_of, label_fault
 from popalign_core.models.checkpoints import check_weights, is_path, resolve_source, source_digest
+from popalign_core.models.inference import Dtype, frozen, named_in
 from popalign_core.models.preprocessing import stacked
 from popalign_core.models.sdxl import pick_device
 
@@ -82,19 +83,28 @@ class _Head(NamedTuple):
 class HeadClassifier:
     """One image-classification checkpoint an axis, in a folder each named like the axis, or given by hub id."""
 
-    def __init__(self, sources: str | Mapping[str, str], *, device: str = "auto", batch_size: int = 64):
+    def __init__(
+        self,
+        sources: str | Mapping[str, str],
+        *,
+        device: str = "auto",
+        batch_size: int = 64,
+        dtype: Dtype = "float32",
+    ):
         """sources: a folder with one sub-folder an axis, an embedded name, or axis -> folder or hub id (or as text)."""
         self.device = pick_device(device)
         self.batch_size = batch_size
+        self.dtype: Dtype = dtype
         parsed = parse_sources(sources) if isinstance(sources, str) else sources
         if isinstance(parsed, str):
-            self.classifier_id = f"heads:{Path(parsed).name}@{source_digest(parsed)}"
+            name = f"heads:{Path(parsed).name}@{source_digest(parsed)}"
             folder = Path(resolve_source(parsed))
             self.sources = {part.name: str(part) for part in sorted(folder.iterdir()) if part.is_dir()}
         else:
             self.sources = dict(parsed)
             digests = "-".join(source_digest(source) for source in self.sources.values())
-            self.classifier_id = f"heads:{'+'.join(self.sources)}@{digests}"
+            name = f"heads:{'+'.join(self.sources)}@{digests}"
+        self.classifier_id = named_in(name, dtype)
         self._loaded: dict[str, _Head] = {}
 
     def _load(self, name: str) -> _Head:
@@ -114,7 +124,7 @@ class HeadClassifier:
         labels = [str(model.config.id2label[index]) for index in range(model.config.num_labels)]
         if name in AXES and (fault := label_fault(labels, AXES[name])):
             raise ModelNotUsable(f"{source} is not usable: {fault}. Rename its labels in a copy (id2label).")
-        model = model.to(self.device).eval().requires_grad_(False)
+        model = frozen(model, self.device, self.dtype)
         self._loaded[name] = _Head(model, processor, processor.to_json_string(), labels)
         return self._loaded[name]
 
@@ -144,7 +154,7 @@ class HeadClassifier:
             else [stacked(image[None], self.device)[0] for image in images]
         )
         pixels: Tensor = processor(given, return_tensors="pt", device=self.device).pixel_values
-        return pixels.to(self.device)
+        return pixels.to(self.device, getattr(torch, self.dtype), memory_format=torch.channels_last)
 
     def probabilities(self, images: Pictures, axes: Sequence[Axis]) -> list[AxisProbabilities]:
         """Sums the classes that mean the same group; a "no person" class, where there is one, is kept apart."""

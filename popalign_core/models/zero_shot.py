@@ -13,6 +13,7 @@ from popalign_core.attributes import Axis
 from popalign_core.classification import AxisProbabilities, Pictures, softmax
 from popalign_core.errors import ModelNotUsable
 from popalign_core.models.checkpoints import check_weights, is_path, resolve_source, source_digest
+from popalign_core.models.inference import Dtype, frozen, named_in
 from popalign_core.models.preprocessing import ClipPixels
 from popalign_core.models.sdxl import pick_device
 from popalign_core.phrases import FRAMES, NO_PERSON_PHRASES, PHRASES, DescribedAxis, described
@@ -35,14 +36,15 @@ def check_builder(source: str, axes: Sequence[str]) -> None:
 class ZeroShotClassifier:
     """An open_clip model with its text features of groups computed once per axis; also the source of features."""
 
-    def __init__(self, source: str, *, device: str = "auto", batch_size: int = 64):
+    def __init__(self, source: str, *, device: str = "auto", batch_size: int = 64, dtype: Dtype = "float32"):
         """source: an embedded name, a local open_clip folder, or "<architecture>@<pretrained tag or hub id>".
 
-        Raises: ModelNotUsable.
+        dtype: of the image encoder; texts are encoded in it too. Raises: ModelNotUsable.
         """
         self.device = pick_device(device)
         self.batch_size = batch_size
-        self.classifier_id = f"open_clip:{Path(source).name}@{source_digest(source)}"
+        self.dtype: torch.dtype = getattr(torch, dtype)
+        self.classifier_id = named_in(f"open_clip:{Path(source).name}@{source_digest(source)}", dtype)
         name, _, pretrained = source.partition("@")
         resolved = resolve_source(name)
         if Path(resolved).is_dir():
@@ -53,7 +55,8 @@ class ZeroShotClassifier:
             self.tokenizer = open_clip.get_tokenizer(name)
         except (OSError, RuntimeError, ValueError) as error:
             raise ModelNotUsable(f"{source!r} could not be loaded by open_clip: {error}") from error
-        self.model = model.to(self.device).eval().requires_grad_(False)
+        self.logit_scale = float(model.logit_scale.detach().exp())
+        self.model = frozen(model, self.device, dtype)
         self.pixels = ClipPixels(open_clip.get_model_preprocess_cfg(self.model), preprocess, self.device)
         self._group_features: dict[tuple[object, ...], Tensor] = {}
 
@@ -61,7 +64,7 @@ class ZeroShotClassifier:
     def image_features(self, images: Pictures) -> Tensor:
         """Unit features (n, d) in float32 on the CPU."""
         features = [
-            functional.normalize(self.model.encode_image(self.pixels(part)).float(), dim=-1).cpu()
+            functional.normalize(self.model.encode_image(self.pixels(part).to(self.dtype)).float(), dim=-1).cpu()
             for part in (images[start : start + self.batch_size] for start in range(0, len(images), self.batch_size))
         ]
         return torch.cat(features) if features else torch.zeros((0, self.width))
@@ -95,11 +98,10 @@ class ZeroShotClassifier:
 
     def probabilities_of(self, features: np.ndarray, axes: Sequence[DescribedAxis]) -> list[AxisProbabilities]:
         """The same from features (n, d), float32, of images, which need not be there any more."""
-        scale = float(self.model.logit_scale.exp())
         seen = torch.from_numpy(np.require(features, requirements="W"))
         outcomes: list[AxisProbabilities] = []
         for axis in axes:
-            logits = (scale * seen @ self._axis_features(axis).T).numpy()
+            logits = (self.logit_scale * seen @ self._axis_features(axis).T).numpy()
             best_against_none = np.stack([logits[:, :-1].max(axis=1), logits[:, -1]], axis=1)
             outcomes.append(AxisProbabilities(axis.axis, softmax(logits[:, :-1]), softmax(best_against_none)[:, 1]))
         return outcomes

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from storage.artifacts import ArtifactRef
 from storage.commit import staged_artifact
 from storage.errors import CorruptArtifact, SchemaMismatch
-from storage.images import FORMAT, decode_image, encode_image
+from storage.images import FORMAT, decode_image, decode_images, encode_image
 from storage.tables import read_images, write_rows
 
 
@@ -37,6 +37,15 @@ def test_other_arrays_are_refused(pixels):
 def test_bytes_that_are_no_image_are_told(data):
     with pytest.raises(CorruptArtifact, match="stored bytes are not an image"):
         decode_image(data)
+
+
+@pytest.mark.parametrize("count", [1, 7, 64, 150])
+def test_many_come_back_in_their_order(count):
+    pixels = np.random.default_rng(count).integers(0, 256, (count, 3, 5, 3), dtype=np.uint8)
+    stored = [encode_image(image) for image in pixels]
+    np.testing.assert_array_equal(decode_images(stored), pixels)
+    with pytest.raises(CorruptArtifact, match="stored bytes are not an image"):
+        decode_images([*stored[1:], b"RIFF"])
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,10 @@ from popalign_core.config import with_settings
 from popalign_core.detection import Box
 from popalign_core.errors import InvalidInput
 from popalign_core.phrases import described, described_axis
+from storage.artifacts import is_committed
 from storage.embeddings import read_embeddings
 from storage.errors import NotCommitted
+from storage.images import decode_images
 from storage.tables import read_artifact
 from tasks import stored_shard
 from tasks.agreement import Classified
@@ -69,10 +72,37 @@ def test_vectors_are_stored_once_in_the_order_of_the_images(written_run) -> None
     assert set(found.regions) == {0}
     assert found.vectors.dtype == np.float32
     assert np.allclose(np.linalg.norm(found.vectors, axis=1), 1, atol=1e-5)
-    seen = stored_shard.builder(written_run.config.classification.builder, "cpu")
+    seen = stored_shard.builder(written_run.config.classification, "cpu")
     assert found.embedder_id == seen.classifier_id
     images = StoredShard(samples, written_run.config).images
     assert np.array_equal(found.vectors, seen.image_features(images).numpy())
+
+
+def test_evaluated_images_are_decoded_once_for_both_classifiers(written_run, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded: list[int] = []
+
+    def counting(stored: Sequence[bytes]) -> np.ndarray:
+        decoded.append(len(stored))
+        return decode_images(stored)
+
+    monkeypatch.setattr(stored_shard, "decode_images", counting)
+    samples = written_run.commit_samples(BASE, PURPOSE)
+    for role in ("judge", "builder"):
+        classify_shard.fn(attributes_of(samples, role), written_run.config)
+    assert decoded == [len(read_artifact(samples, "samples"))]
+    # The judge of obedience needs nothing of the builder's model.
+    others = written_run.commit_samples(BASE, "obedience")
+    classify_shard.fn(attributes_of(others, "judge"), written_run.config)
+    assert not is_committed(embeddings_of(others))
+
+
+def test_the_number_format_stands_in_every_row(written_run) -> None:
+    config = with_settings(written_run.config, {"classification.dtype": "bfloat16"})
+    samples = written_run.commit_samples(BASE, PURPOSE)
+    for role in ("judge", "builder"):
+        rows = said(classify_shard.fn(attributes_of(samples, role), config))
+        assert {row["classifier_id"].rpartition("+")[2] for row in rows} == {"bfloat16"}
+    assert read_embeddings(embeddings_of(samples)).embedder_id.endswith("+bfloat16")
 
 
 def test_a_run_gets_an_axis_of_a_users_own(written_run, tmp_path: Path) -> None:
