@@ -24,7 +24,8 @@ def report_drift(workspace: str, run_id: str, series: str) -> list[Drift]:
     """Emits an event for every axis on which the base model's disparity moved since the last comparable run.
 
     series: what the ids of comparable runs begin with; of those the latest before this one that started from the same
-    model, and was measured with as many images a prompt, is taken: with fewer images L2 is larger by what chance adds.
+    model, and was measured by the same judge on the same held-out prompts with as many images of each, is taken: another
+    judge perceives otherwise, and with fewer images L2 is larger by what chance adds.
     """
     place = Workspace.open(workspace)
     now, model = _base_disparities(place, run_id), _start_model(place, run_id)
@@ -33,10 +34,9 @@ def report_drift(workspace: str, run_id: str, series: str) -> list[Drift]:
         before = _base_disparities(place, other)
         if not before or _start_model(place, other) != model:
             continue
-        images = [_images_a_prompt(place, one) for one in (other, run_id)]
-        if images[0] != images[1]:
-            text = "not compared with %s: %s held-out images a prompt, this run has %s, and L2 depends on their number"
-            get_run_logger().info(text, other, *images)
+        measured = [_measured_with(place, one) for one in (other, run_id)]
+        if unlike := [name for name, value in measured[1].items() if measured[0][name] != value]:
+            get_run_logger().info("not compared with %s: other %s", other, ", ".join(unlike))
             continue
         found = drifted(before, now)
         differences = sampler_differences([*_base_samplers(place, other), *_base_samplers(place, run_id)])
@@ -64,10 +64,16 @@ def _base_disparities(place: Workspace, run_id: str) -> dict[str, Measured]:
     return {row["axis"]: Measured(row["value"], row["low"], row["high"]) for row in rows}
 
 
-def _images_a_prompt(place: Workspace, run_id: str) -> list[int]:
+def _measured_with(place: Workspace, run_id: str) -> dict[str, set[object]]:
+    """What a disparity depends on beside the model."""
     wanted = {"model_id": BASE, "split": "eval", "level": "prompt", "measure": "l2", "target": "uniform"}
-    rows = read_rows(place, run_id, "disparities", columns=["n", "unknown"], equal=wanted)
-    return sorted({row["n"] + row["unknown"] for row in rows})
+    columns = ["prompt_id", "judge_id", "n", "unknown"]
+    rows = read_rows(place, run_id, "disparities", columns=columns, equal=wanted)
+    return {
+        "held-out prompts": {row["prompt_id"] for row in rows},
+        "judge": {row["judge_id"] for row in rows},
+        "number of images a prompt": {row["n"] + row["unknown"] for row in rows},
+    }
 
 
 def _base_samplers(place: Workspace, run_id: str) -> list[Mapping[str, str]]:

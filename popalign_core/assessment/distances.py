@@ -84,24 +84,33 @@ def group_distance(measure: str, base: np.ndarray, aligned: np.ndarray, *, seed:
     sizes = len(base), len(aligned)
     if min(sizes) < 2:
         return GroupDistance(measure, None, None, None, *sizes)
-    compute, together = DISTANCES[measure], np.concatenate([base, aligned])
-    null: list[float] = []
-    for swap in range(SWAPS):
-        order = np.random.default_rng(derive_seed(seed, "group", measure, str(swap))).permutation(len(together))
-        null.append(compute(together[order[: sizes[0]]], together[order[sizes[0] :]], seed))
-    value = compute(base, aligned, seed)
-    return GroupDistance(measure, value, float(np.mean(null)), float(np.max(null)), *sizes)
+    together = np.concatenate([base, aligned])
+
+    def dealt(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        order = rng.permutation(len(together))
+        return together[order[: sizes[0]]], together[order[sizes[0] :]]
+
+    value = DISTANCES[measure](base, aligned, seed)
+    return GroupDistance(measure, value, *_by_chance(measure, dealt, "group", seed), *sizes)
 
 
 def distance_to_base(measure: str, base: np.ndarray, aligned: np.ndarray, *, seed: int) -> DistanceToBase:
     """base, aligned: features (images, dims), row by row from the same prompt and noise. Raises: InvalidInput."""
     if base.shape != aligned.shape or base.ndim != 2 or len(base) < 2:
         raise InvalidInput(f"features of the same two or more images are needed: {base.shape} and {aligned.shape}.")
-    compute = DISTANCES[measure]
-    value = compute(base, aligned, seed)
-    null: list[float] = []
-    for swap in range(SWAPS):
-        sides = np.random.default_rng(derive_seed(seed, "distance", measure, str(swap))).random(len(base)) < 0.5
-        left, right = np.where(sides[:, None], aligned, base), np.where(sides[:, None], base, aligned)
-        null.append(compute(left, right, seed))
-    return DistanceToBase(measure, value, float(np.mean(null)), float(np.max(null)), len(base))
+
+    def swapped(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        sides = rng.random(len(base))[:, None] < 0.5
+        return np.where(sides, aligned, base), np.where(sides, base, aligned)
+
+    value = DISTANCES[measure](base, aligned, seed)
+    return DistanceToBase(measure, value, *_by_chance(measure, swapped, "distance", seed), len(base))
+
+
+def _by_chance(
+    measure: str, draw: Callable[[np.random.Generator], tuple[np.ndarray, np.ndarray]], what: str, seed: int
+) -> tuple[float, float]:
+    """Mean and largest of `SWAPS` distances between two sides that differ by chance alone. draw: gives two such sides."""
+    rngs = [np.random.default_rng(derive_seed(seed, what, measure, str(swap))) for swap in range(SWAPS)]
+    null = [DISTANCES[measure](*draw(rng), seed) for rng in rngs]
+    return float(np.mean(null)), float(np.max(null))

@@ -1,6 +1,7 @@
 """A night's base model is compared with the last night that began with the same model."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prefect.logging import disable_run_logger
@@ -17,20 +18,29 @@ AXIS = "perceived_gender"
 SERIES = "nightly-emoji-"
 
 
-def commit_night(workspace: Path, date: str, value: float, config: RunConfig | None = None, images: int = 50) -> None:
+def commit_night(
+    workspace: Path,
+    date: str,
+    value: float,
+    config: RunConfig | None = None,
+    *,
+    images: int = 50,
+    judge: str = "j",
+    prompts: tuple[str, str] = ("p", "q"),
+) -> None:
     """Of two prompts, with so many images each."""
     run_id, root = f"{SERIES}{date}", str(Workspace.open(workspace).root)
     settings = (config or preset("emoji")).model_dump_json()
     with staged_artifact(ArtifactRef(root, run_id, "runs", "config")) as folder:
         write_rows(folder, "runs", [{"run_id": run_id, "preset": "emoji", "config_json": settings}])
-    row = {"run_id": run_id, "judge_id": "j", "split": "eval", "prompt_id": None, "level": "mean", "axis": AXIS}
+    row = {"run_id": run_id, "judge_id": judge, "split": "eval", "prompt_id": None, "level": "mean", "axis": AXIS}
     row |= {"measure": "l2", "target": "uniform", "floor": 0.05, "n": 2 * images - 1, "unknown": 1}
     row |= {"low": value - 0.02, "high": value + 0.02, "value": value}
     aligned = row | {"model_id": "round-1", "value": 0.9}
     own = row | {"model_id": "base", "level": "prompt"}
-    prompts = [own | {"prompt_id": name, "n": images - lost, "unknown": lost} for name, lost in (("p", 0), ("q", 1))]
+    by_prompt = [own | {"prompt_id": name, "n": images - lost, "unknown": lost} for lost, name in enumerate(prompts)]
     with staged_artifact(ArtifactRef(root, run_id, "disparities", "round-1")) as folder:
-        write_rows(folder, "disparities", [row | {"model_id": "base"}, aligned, *prompts])
+        write_rows(folder, "disparities", [row | {"model_id": "base"}, aligned, *by_prompt])
 
 
 def compare(workspace: Path, date: str) -> list[tuple[str, float, float]]:
@@ -52,9 +62,10 @@ def test_a_move_beyond_both_intervals_is_reported(tmp_path: Path, now: float, mo
     assert compare(tmp_path, "20261102") == ([(AXIS, 0.5, now)] if moved else [])
 
 
-def test_a_night_with_another_number_of_images_is_passed_over(tmp_path: Path) -> None:
+@pytest.mark.parametrize("other", [{"images": 100}, {"judge": "j+bfloat16"}, {"prompts": ("p", "r")}])
+def test_a_night_that_was_measured_otherwise_is_passed_over(tmp_path: Path, other: dict[str, Any]) -> None:
     commit_night(tmp_path, "20261101", 0.5)
-    commit_night(tmp_path, "20261102", 0.3, images=100)
+    commit_night(tmp_path, "20261102", 0.3, **other)
     commit_night(tmp_path, "20261103", 0.5)
     assert compare(tmp_path, "20261102") == []
     assert compare(tmp_path, "20261103") == []
