@@ -24,8 +24,8 @@ def report_drift(workspace: str, run_id: str, series: str) -> list[Drift]:
     """Emits an event for every axis on which the base model's disparity moved since the last comparable run.
 
     series: what the ids of comparable runs begin with; of those the latest before this one that started from the same
-    model, and was measured by the same judge on the same held-out prompts with as many images of each, is taken: another
-    judge perceives otherwise, and with fewer images L2 is larger by what chance adds.
+    model, and was measured by the same judge on the same held-out prompts with as many images of each, is taken:
+    another judge perceives otherwise, and with fewer images L2 is larger by what chance adds.
     """
     place = Workspace.open(workspace)
     now, model = _base_disparities(place, run_id), _start_model(place, run_id)

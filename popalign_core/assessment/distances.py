@@ -110,7 +110,7 @@ def distance_to_base(measure: str, base: np.ndarray, aligned: np.ndarray, *, see
 def _by_chance(
     measure: str, draw: Callable[[np.random.Generator], tuple[np.ndarray, np.ndarray]], what: str, seed: int
 ) -> tuple[float, float]:
-    """Mean and largest of `SWAPS` distances between two sides that differ by chance alone. draw: gives two such sides."""
+    """Mean and largest of `SWAPS` distances between sides that differ by chance alone. draw: gives two such sides."""
     rngs = [np.random.default_rng(derive_seed(seed, what, measure, str(swap))) for swap in range(SWAPS)]
     null = [DISTANCES[measure](*draw(rng), seed) for rng in rngs]
     return float(np.mean(null)), float(np.max(null))
