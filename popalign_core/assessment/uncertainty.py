@@ -97,19 +97,6 @@ def pool(counts: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray
     return counts.sum(axis=-2), mean
 
 
-def estimate_prompt(
-    counts: np.ndarray,
-    unknown: int,
-    target: np.ndarray,
-    measure: Measure,
-    *,
-    rng: np.random.Generator,
-    resamples: int = DEFAULT_RESAMPLES,
-) -> Estimate:
-    """One prompt's population, counts (groups,), by resampling its images. One of a single group has no width."""
-    return estimate_pooled(counts[None], unknown, target, measure, rng=rng, resamples=resamples)
-
-
 def estimate_mean(
     counts: np.ndarray,
     unknown: int,
