@@ -45,11 +45,6 @@ def classify_by_embeddings(samples: ArtifactRef, config: RunConfig, axis: Descri
         return ref
     shard = StoredShard(samples, config)
     seen = builder(config.classification, config.device)
-    if shard.embeddings.embedder_id != seen.classifier_id:
-        raise InvalidInput(
-            f"the vectors of {samples.key} are of {shard.embeddings.embedder_id}, and the builder is now "
-            f"{seen.classifier_id}: put the model that the run was made with back in its place."
-        )
     outcomes = seen.probabilities_of(shard.embeddings.vectors, [axis])
     commit_labels(ref, shard, shard.views(whole=True), outcomes, named_classifier(seen.classifier_id, axis))
     return ref

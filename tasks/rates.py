@@ -163,11 +163,17 @@ def sampling_rate(records: Sequence[Record], config: RunConfig) -> Rate:
 
 
 def classification_rate(records: Sequence[Record], config: RunConfig, role: str) -> Rate:
-    """Seconds an image of one classifier, from the last run with it and images of the same model and size."""
+    """Seconds an image of one classifier, from the last run with it and images of the same model and size.
+
+    The builder's work is to embed images: labels follow from the vectors at once.
+    """
     wanted = flat_config(config.model_dump(mode="json"))
+    alike = ("model", "sampling.image_size", *DETECTION, f"classification.{role}", "classification.dtype")
     for record in records:
-        if record.agrees(wanted, ("model", "sampling.image_size", *DETECTION, f"classification.{role}")):
-            rate = _measured(record, config.device, "classification", lambda p: p.items, suffix=f".{role}")
+        if record.agrees(wanted, alike):
+            rate = _measured(record, config.device, "embedding", lambda p: p.items) if role == "builder" else None
+            # Of the judge; and of runs before embedding was timed by itself.
+            rate = rate or _measured(record, config.device, "classification", lambda p: p.items, suffix=f".{role}")
             if rate is not None:
                 return _described(rate, 1.0, "images/s")
     return _stated(classification_cost(config.model, place_of(config.model, config.device)), "images/s")

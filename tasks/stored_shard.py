@@ -11,12 +11,15 @@ import numpy as np
 
 from popalign_core.config import RunConfig
 from popalign_core.detection import Box, Detector, Found, Kind, View, cut, detect, views_of
+from popalign_core.errors import InvalidInput
+from popalign_core.models.zero_shot import ZeroShotClassifier
 from storage.artifacts import ArtifactRef, is_committed
 from storage.commit import staged_artifact
 from storage.embeddings import Embeddings, read_embeddings, write_embeddings
 from storage.images import decode_images
+from storage.locks import claimed
 from storage.tables import Row, read_artifact, write_rows
-from tasks.run import builder, detector, reference
+from tasks.run import builder, detector, reference, timed
 
 KINDS: tuple[Kind, ...] = ("person", "face")
 # Whose images the judge labels and the builder's model looks at as well, for quality, diversity and agreement.
@@ -73,21 +76,38 @@ class StoredShard:
 
     @cached_property
     def embeddings(self) -> Embeddings:
-        """What the builder's model sees in whole images, and in the boxes if there are any."""
-        return read_embeddings(self.commit_embeddings())
+        """What the builder's model sees in whole images, and in the boxes if there are any.
 
-    def commit_embeddings(self) -> ArtifactRef:
-        """Where they lie then."""
+        Raises: InvalidInput if another model made them.
+        """
         ref = embeddings_of(self.samples)
+        seen = builder(self.config.classification, self.config.device)
         if not is_committed(ref):
+            self._commit_embeddings(ref, seen)
+        found = read_embeddings(ref)
+        if found.embedder_id != seen.classifier_id:
+            raise InvalidInput(
+                f"the vectors of {self.samples.key} are of {found.embedder_id}, and the builder is now "
+                f"{seen.classifier_id}: put the model that the run was made with back in its place."
+            )
+        return found
+
+    def embed_where_nobody_is_at_it(self) -> None:
+        """Commits the vectors while images are decoded, unless they are there or another process is making them."""
+        ref = embeddings_of(self.samples)
+        with claimed(ref) as mine:
+            if mine:
+                self._commit_embeddings(ref, builder(self.config.classification, self.config.device))
+
+    def _commit_embeddings(self, ref: ArtifactRef, seen: ZeroShotClassifier) -> None:
+        with timed(ref, "embedding", seen.device.type) as facts:
             views = self.views(whole=True)
-            seen = builder(self.config.classification, self.config.device)
             vectors = seen.image_features(self.pictures(views)).numpy()
             ids, regions = [self.sample_ids[view.image] for view in views], [view.region for view in views]
             with staged_artifact(ref) as folder:
                 found = Embeddings(seen.classifier_id, ids, regions, vectors)
                 write_embeddings(folder, ref.run_id, _model_of(self.samples), found)
-        return ref
+            facts["items"] = len(self.rows)
 
     def _sources(self) -> dict[Kind, str]:
         named = dict(zip(KINDS, (self.config.detection.persons, self.config.detection.faces), strict=True))

@@ -17,6 +17,7 @@ from popalign_core.models.attribute_labels import NO_PERSON, group_of, label_fau
 from popalign_core.models.checkpoints import check_weights, is_path, resolve_source, source_digest
 from popalign_core.models.inference import Dtype, frozen, named_in
 from popalign_core.models.preprocessing import stacked
+from popalign_core.models.pretrained import load_network, load_processor
 from popalign_core.models.sdxl import pick_device
 
 
@@ -114,13 +115,8 @@ class HeadClassifier:
             known = ", ".join(self.sources)
             raise ModelNotUsable(f"classifier {self.classifier_id} has no head for {name!r}; it has {known}.")
         source = self.sources[name]
-        if Path(source).is_dir():
-            check_weights(Path(source))
-        try:
-            model = AutoModelForImageClassification.from_pretrained(source, dtype=torch.float32, use_safetensors=True)
-            processor = AutoImageProcessor.from_pretrained(source)
-        except (OSError, ValueError) as error:
-            raise ModelNotUsable(f"{source!r} could not be loaded as an image classifier: {error}") from error
+        model = load_network(AutoModelForImageClassification, source, self.device, "an image classifier")
+        processor = load_processor(AutoImageProcessor, source, "an image classifier")
         labels = [str(model.config.id2label[index]) for index in range(model.config.num_labels)]
         if name in AXES and (fault := label_fault(labels, AXES[name])):
             raise ModelNotUsable(f"{source} is not usable: {fault}. Rename its labels in a copy (id2label).")

@@ -190,11 +190,12 @@ def folder_digest(folder: Path) -> str:
     digest = hashlib.sha256()
     for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix != ".md"):
         digest.update(path.relative_to(folder).as_posix().encode())
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
+        with path.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()[:16]
 
 
 def source_digest(source: str) -> str:
-    """Digest of a local checkpoint folder, or of the name of a hub model."""
+    """Digest of a local checkpoint folder, or of the name of a hub model, whose revision it does not know."""
     path = Path(resolve_source(source))
     return folder_digest(path) if path.is_dir() else hashlib.sha256(source.encode()).hexdigest()[:16]

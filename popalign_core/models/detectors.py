@@ -12,6 +12,7 @@ from popalign_core.detection import Box, Kind
 from popalign_core.errors import ModelNotUsable
 from popalign_core.models.checkpoints import check_weights, is_path, read_config, source_digest
 from popalign_core.models.preprocessing import stacked
+from popalign_core.models.pretrained import load_network, load_processor
 from popalign_core.models.sdxl import pick_device
 
 # Class names of COCO, Objects365 and Open Images.
@@ -54,13 +55,9 @@ class BoxDetector:
         check_detector(source, kind)
         self.device, self.batch_size, self.min_confidence = pick_device(device), batch_size, min_confidence
         self.detector_id = f"detector:{Path(source).name}@{source_digest(source)}"
-        try:
-            model = AutoModelForObjectDetection.from_pretrained(source, dtype=torch.float32, use_safetensors=True)
-            self.processor = AutoImageProcessor.from_pretrained(source)
-        except (OSError, ValueError) as error:
-            raise ModelNotUsable(f"{source!r} could not be loaded as an object detector: {error}") from error
-        self.classes = _classes(source, kind, model.config.id2label)
-        self.model = model.to(self.device).eval().requires_grad_(False)
+        self.model = load_network(AutoModelForObjectDetection, source, self.device, "an object detector")
+        self.processor = load_processor(AutoImageProcessor, source, "an object detector")
+        self.classes = _classes(source, kind, self.model.config.id2label)
 
     @torch.inference_mode()
     def find(self, images: np.ndarray) -> list[list[Box]]:

@@ -30,7 +30,9 @@ def load_network(kind: Any, source: str, device: torch.device, what: str) -> Any
         )
     except (OSError, ValueError, ImportError) as error:
         raise ModelNotUsable(f"{source!r} could not be loaded as {what}: {error}") from error
-    if wrong := sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]])):
+    # A count of training steps changes nothing here, and older files lack it.
+    missing = [name for name in map(str, report["missing_keys"]) if not name.endswith("num_batches_tracked")]
+    if wrong := sorted([*missing, *map(str, report["mismatched_keys"])]):
         raise ModelNotUsable(
             f"{source!r} is not the weights of {what}: {len(wrong)} are missing or misfit, {wrong[0]}."
         )

@@ -18,6 +18,9 @@ from popalign_core.models.preprocessing import ClipPixels
 from popalign_core.models.sdxl import pick_device
 from popalign_core.phrases import FRAMES, NO_PERSON_PHRASES, PHRASES, DescribedAxis, described
 
+# How open_clip names a model of the hub.
+FROM_HUB = "hf-hub:"
+
 
 def check_builder(source: str, axes: Sequence[str]) -> None:
     """What can be said before anything is loaded: phrases for every axis, and weights where it is a folder.
@@ -26,11 +29,20 @@ def check_builder(source: str, axes: Sequence[str]) -> None:
     """
     if missing := [name for name in axes if name not in PHRASES]:
         raise ModelNotUsable(f"there are no phrases for {', '.join(missing)}; there are for {', '.join(PHRASES)}.")
-    folder = Path(resolve_source(source.partition("@")[0]))
+    name, _, pretrained = source.partition("@")
+    folder = Path(resolve_source(name))
     if folder.is_dir():
         check_weights(folder)
     elif is_path(source):
         raise ModelNotUsable(f"there is no folder {source} of an open_clip model (classification.builder).")
+    elif not pretrained and not name.startswith(FROM_HUB):
+        known = (
+            ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none: open_clip has no weights of that name"
+        )
+        raise ModelNotUsable(
+            f"{source!r} (classification.builder) names no weights, and open_clip would draw them at random. "
+            f"{name}@<tag> is expected (tags: {known}), {FROM_HUB}owner/name, a folder, or emoji-clip."
+        )
 
 
 class ZeroShotClassifier:
@@ -51,7 +63,9 @@ class ZeroShotClassifier:
             check_weights(Path(resolved))
             name = f"local-dir:{resolved}"
         try:
-            model, _, preprocess = open_clip.create_model_and_transforms(name, pretrained=pretrained or None)
+            model, _, preprocess = open_clip.create_model_and_transforms(
+                name, pretrained=pretrained or None, require_pretrained=True
+            )
             self.tokenizer = open_clip.get_tokenizer(name)
         except (OSError, RuntimeError, ValueError) as error:
             raise ModelNotUsable(f"{source!r} could not be loaded by open_clip: {error}") from error

@@ -1,11 +1,13 @@
 """Face-attribute classifiers of transformers: labels of published ones, tiny models of the same class and format."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from popalign_core.attributes import AXES
@@ -102,6 +104,20 @@ def test_pictures_of_several_sizes_give_what_each_gives_alone(heads: dict[str, s
     alone = [classifier.probabilities(one[None], [AXES["perceived_race"]])[0].probabilities[0] for one in pictures]
     assert together == pytest.approx(np.stack(alone), abs=1e-5)
     assert classifier.probabilities([], [AXES["perceived_race"]])[0].probabilities.shape == (0, 6)
+
+
+def test_a_backbone_without_its_head_is_refused(heads: dict[str, str], tmp_path: Path) -> None:
+    """The library would draw the head at random, and say so in a log that nobody reads."""
+    source = tmp_path / "perceived_gender"
+    shutil.copytree(heads["perceived_gender"], source)
+    weights = load_file(source / "model.safetensors")
+    save_file(
+        {name: value for name, value in weights.items() if not name.startswith("classifier.")},
+        source / "model.safetensors",
+        metadata={"format": "pt"},
+    )
+    with pytest.raises(ModelNotUsable, match=r"not the weights of an image classifier: 2 are missing or misfit"):
+        HeadClassifier({"perceived_gender": str(source)}, device="cpu").logits("perceived_gender", IMAGES)
 
 
 def test_a_judge_is_a_folder_or_one_source_an_axis(heads: dict[str, str]) -> None:

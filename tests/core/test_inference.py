@@ -7,9 +7,10 @@ from torch import nn
 
 from popalign_core.attributes import AXES
 from popalign_core.classification import Status, attribute
+from popalign_core.errors import ModelNotUsable
 from popalign_core.models.attribute_heads import HeadClassifier
 from popalign_core.models.inference import frozen
-from popalign_core.models.zero_shot import ZeroShotClassifier
+from popalign_core.models.zero_shot import ZeroShotClassifier, check_builder
 
 CPU = torch.device("cpu")
 MIN_CONFIDENCE = 0.6
@@ -78,3 +79,18 @@ def test_labels_far_from_a_border_are_the_same_in_16_bits(classifier, source: st
         for position in np.flatnonzero(clear & sure):
             assert (before[position].label, before[position].status) == (after[position].label, after[position].status)
         assert any(row.status is Status.OK for row in before)
+
+
+@pytest.mark.parametrize(
+    ("source", "known"), [("ViT-B-32", r"tags: openai, "), ("no-such-architecture", "open_clip has no weights")]
+)
+def test_a_builder_without_weights_is_refused(source: str, known: str) -> None:
+    with pytest.raises(ModelNotUsable, match=known):
+        check_builder(source, ["perceived_gender"])
+    with pytest.raises(ModelNotUsable, match="could not be loaded by open_clip"):
+        ZeroShotClassifier(source, device="cpu")
+
+
+def test_a_builder_by_tag_or_hub_id_passes() -> None:
+    for source in ("ViT-B-32@openai", "hf-hub:someone/model", "emoji-clip"):
+        check_builder(source, ["perceived_gender"])

@@ -18,7 +18,8 @@ from storage.artifacts import is_committed
 from storage.embeddings import read_embeddings
 from storage.errors import NotCommitted
 from storage.images import decode_images
-from storage.tables import read_artifact
+from storage.layout import Workspace
+from storage.tables import read_artifact, read_rows
 from tasks import stored_shard
 from tasks.agreement import Classified
 from tasks.axes import add_axis, classify_by_embeddings
@@ -94,6 +95,28 @@ def test_evaluated_images_are_decoded_once_for_both_classifiers(written_run, mon
     others = written_run.commit_samples(BASE, "obedience")
     classify_shard.fn(attributes_of(others, "judge"), written_run.config)
     assert not is_committed(embeddings_of(others))
+
+
+def test_vectors_of_another_builder_are_refused(written_run) -> None:
+    """As after a stop between vectors and labels, and a start with the builder's folder changed."""
+    samples = written_run.commit_samples(BASE, PURPOSE)
+    classify_shard.fn(attributes_of(samples, "judge"), written_run.config)
+    changed = with_settings(written_run.config, {"classification.dtype": "bfloat16"})
+    with pytest.raises(InvalidInput, match=r"are of open_clip:emoji-clip@\w+, and the builder is now .*\+bfloat16"):
+        classify_shard.fn(attributes_of(samples, "builder"), changed)
+
+
+def test_embedding_is_a_stage_of_its_own_in_the_timings(written_run) -> None:
+    samples = written_run.commit_samples(BASE, PURPOSE)
+    for role in ("judge", "builder"):
+        classify_shard.fn(attributes_of(samples, role), written_run.config)
+    timings = read_rows(Workspace.open(written_run.workspace), written_run.run_id, "timings")
+    images = len(read_artifact(samples, "samples"))
+    assert {(row["stage"], row["key"], row["items"]) for row in timings if row["stage"] != "sampling"} == {
+        ("embedding", f"embeddings/{samples.key}", images),
+        ("classification", f"attributes/{samples.key}.judge", images),
+        ("classification", f"attributes/{samples.key}.builder", images),
+    }
 
 
 def test_the_number_format_stands_in_every_row(written_run) -> None:

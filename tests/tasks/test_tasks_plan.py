@@ -97,7 +97,10 @@ class MadeUp:
         self.timing(run_id, "sampling", f"samples/{key}", seconds, images, device)
         for role in {wanted.role, "builder"} if wanted.seconded else {wanted.role}:
             self.commit(run_id, "attributes", f"{key}.{role}", {"attributes": []})
-            seconds = images * (BUILDER_SECONDS if role == "builder" else JUDGE_SECONDS)
+            seconds = images * JUDGE_SECONDS
+            if role == "builder":
+                self.timing(run_id, "embedding", f"embeddings/{key}", images * BUILDER_SECONDS, images, device)
+                seconds = 1e-9  # labels follow from the vectors
             self.timing(run_id, "classification", f"attributes/{key}.{role}", seconds, images, "auto")
 
     def train(self, run_id: str, model_id: str, steps: int = 5, pairs: int = 4) -> None:
@@ -133,6 +136,14 @@ def seconds_of(plan: RunPlan, stage: str, kind: Callable[[str], bool] = lambda _
 
 def rates_of(plan: RunPlan, stage: str) -> set[str]:
     return {row.rate for row in plan.rows if row.stage == stage}
+
+
+def test_before_embedding_was_timed_by_itself_the_builders_labels_were(made_up):
+    made_up.start("night-1", CONFIG)
+    made_up.timing("night-1", "classification", "attributes/base.round-1.0.builder", 20 * BUILDER_SECONDS, 20, "auto")
+    plan = planned_work(CONFIG, str(made_up.place.root))
+    (row,) = (row for row in plan.rows if row.work.endswith("images, builder"))
+    assert row.rate.startswith("measured")
 
 
 def test_a_run_like_the_last_one_takes_as_long_as_its_timings_say(made_up):
