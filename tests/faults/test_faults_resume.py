@@ -44,7 +44,7 @@ SETTINGS = {
     "expansion.axes": "perceived_gender",
     "expansion.max_subjects": "2",
     "sampling.steps": "2",
-    "sampling.batch_size": "16",
+    "sampling.batch_size": "4",
     "sampling.shard_size": "16",
     "images.train_neutral": "12",
     "images.validation": "1",

@@ -34,7 +34,7 @@ SETTINGS = {
     "expansion.axes": "perceived_gender",
     "expansion.max_subjects": "2",
     "sampling.steps": "4",
-    "sampling.batch_size": "16",
+    "sampling.batch_size": "8",
     "sampling.shard_size": "32",
     "images.train_neutral": "16",
     "images.validation": "3",

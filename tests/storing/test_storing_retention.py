@@ -180,7 +180,7 @@ def test_a_promoted_model_stays_whatever_is_asked_for(runs):
     assert lost == every - kept
 
 
-@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     age=st.floats(0, 90),
     decisions=st.frozensets(st.sampled_from(["hold", "promote", "none"]), min_size=1),
