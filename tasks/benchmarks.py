@@ -1,6 +1,7 @@
 """Results of benchmarks as rows of `benchmarks`, and the table that docs/performance.md shows of them.
 
-`python -m tasks.benchmarks WORKSPACE FILE` writes that table into a file, between its two marks.
+`python -m tasks.benchmarks WORKSPACE FILE` writes that table into a file, between its two marks; rows of what was not
+measured again, or on another device, stay.
 """
 
 import json
@@ -76,40 +77,49 @@ def record_benchmark(
     return row["ratio"]
 
 
-def performance_table(rows: Iterable[Mapping[str, Any]]) -> str:
-    """A table in Markdown: of every name and device what was measured last."""
-    latest: dict[tuple[str, str], Mapping[str, Any]] = {}
+def performance_table(rows: Iterable[Mapping[str, Any]], before: str = "") -> str:
+    """A table in Markdown: of every name and device what was measured last. before: a table, whose other rows stay."""
+    lines = {(cells[0], cells[6]): line for line in before.splitlines() if (cells := _cells(line))}
     for row in sorted(rows, key=lambda row: row["measured_at"]):
-        latest[row["name"], row["device"]] = row
-    lines = ["| what | popalign | peer | ratio | n | spread | device | measured |", "|---|---|---|---|---|---|---|---|"]
-    for _, row in sorted(latest.items()):
-        peer = "" if row["peer"] is None else f"{row['peer']:.4g} ({row['peer_name'] or 'peer'})"
-        ratio = "" if row["ratio"] is None else f"{row['ratio']:.3g}"
-        device = f"{row['device']}, driver {row['driver']}" if row["driver"] else row["device"]
-        cells = (
-            row["name"],
-            f"{row['ours']:.4g} {row['unit']}",
-            peer,
-            ratio,
-            row["repetitions"],
-            f"{100 * row['spread']:.0f}%",
-            device,
-            f"{row['measured_at'][:10]}, {row['commit']}",
-        )
-        lines.append("| " + " | ".join(str(cell) for cell in cells) + " |")
-    return "\n".join(lines) + "\n"
+        line = _table_line(row)
+        lines[row["name"], _cells(line)[6]] = line
+    head = ["| what | popalign | peer | ratio | n | spread | device | measured |", "|---|---|---|---|---|---|---|---|"]
+    return "\n".join([*head, *(line for _, line in sorted(lines.items()))]) + "\n"
+
+
+def _cells(line: str) -> list[str]:
+    """Of a row of numbers of the table; none of any other line."""
+    cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
+    return cells if len(cells) == 8 and cells[4].isdigit() else []
+
+
+def _table_line(row: Mapping[str, Any]) -> str:
+    peer = "" if row["peer"] is None else f"{row['peer']:.4g} ({row['peer_name'] or 'peer'})"
+    ratio = "" if row["ratio"] is None else f"{row['ratio']:.3g}"
+    device = f"{row['device']}, driver {row['driver']}" if row["driver"] else row["device"]
+    cells = (
+        row["name"],
+        f"{row['ours']:.4g} {row['unit']}",
+        peer,
+        ratio,
+        row["repetitions"],
+        f"{100 * row['spread']:.0f}%",
+        device,
+        f"{row['measured_at'][:10]}, {row['commit']}",
+    )
+    return "| " + " | ".join(str(cell) for cell in cells) + " |"
 
 
 def write_performance_table(workspace: str, path: Path) -> None:
-    """Replaces what stands between the two marks of a file. Raises: InvalidInput where it lacks them."""
+    """Renews what stands between the two marks of a file. Raises: InvalidInput where it lacks them."""
     place = Workspace.open(workspace)
     rows = [row for run_id in place.run_ids() for row in read_rows(place, run_id, "benchmarks")]
     text = path.read_text(encoding="utf-8")
     before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
+    old, end, after = rest.partition(END)
     if not (begin and end):
         raise InvalidInput(f"{path} lacks the lines {BEGIN} and {END}, between which the table goes.")
-    path.write_text(f"{before}{BEGIN}\n\n{performance_table(rows)}\n{END}{after}", encoding="utf-8")
+    path.write_text(f"{before}{BEGIN}\n\n{performance_table(rows, old)}\n{END}{after}", encoding="utf-8")
 
 
 def _line(row: Mapping[str, Any]) -> str:

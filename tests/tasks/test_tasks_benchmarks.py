@@ -71,3 +71,5 @@ def test_a_later_row_replaces_an_earlier_one_of_the_same_device():
     table = performance_table([row, other, {**other, "device": "y", "driver": "580"}])
     assert [line.split(" | ")[1] for line in table.splitlines()[2:]] == ["1 s", "9 s"]
     assert "y, driver 580" in table
+    again = performance_table([{**row, "ours": 3.0}, {**row, "name": "b", "ours": 4.0}], table)
+    assert [line.split(" | ")[1] for line in again.splitlines()[2:]] == ["3 s", "9 s", "4 s"]
