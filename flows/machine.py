@@ -12,7 +12,7 @@ from popalign_core.errors import InvalidInput
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to run. devices: values of CUDA_VISIBLE_DEVICES, one a GPU worker. project: folder of prefect.yaml."""
+    """What is to run. devices: values of CUDA_VISIBLE_DEVICES, each of a GPU worker. project: folder of prefect.yaml."""
 
     project: Path
     workspace: Path
@@ -44,18 +44,26 @@ def visible_gpus() -> list[str]:
     return [str(number) for number, _ in enumerate(line for line in listing.splitlines() if line.startswith("GPU "))]
 
 
-def worker_devices(found: list[str], wanted: int | None) -> tuple[str, ...]:
-    """One device a GPU worker. wanted: how many, else all; where none was found, their numbers are taken on trust.
+def worker_devices(found: list[str], wanted: int | None, each: int = 1) -> tuple[str, ...]:
+    """What each GPU worker sees, as CUDA_VISIBLE_DEVICES has it. each: GPUs of a worker; a training may use all of them.
 
-    Raises: InvalidInput if more are wanted than were found.
+    wanted: workers, else as many as there are GPUs for; where none was found, their numbers are taken on trust.
+    Raises: InvalidInput if there are too few.
     """
     if wanted is None:
-        return tuple(found)
-    if found and wanted > len(found):
-        raise InvalidInput(
-            f"--gpu-workers {wanted}: there are {len(found)} GPUs here ({', '.join(found)}), one a worker."
-        )
-    return tuple(found[:wanted]) if found else tuple(str(number) for number in range(wanted))
+        if 0 < len(found) < each:
+            raise _too_few(found, f"--gpus-per-worker {each}")
+        wanted = len(found) // each
+    if found and wanted * each > len(found):
+        raise _too_few(found, f"--gpu-workers {wanted}" + (f" --gpus-per-worker {each}" if each > 1 else ""))
+    there = found or [str(number) for number in range(wanted * each)]
+    return tuple(",".join(there[start : start + each]) for start in range(0, wanted * each, each))
+
+
+def _too_few(found: list[str], asked: str) -> InvalidInput:
+    return InvalidInput(
+        f"{asked}: there are {len(found)} GPUs here ({', '.join(found)}), and no two workers share one."
+    )
 
 
 def require_free(port: int) -> None:

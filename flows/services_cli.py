@@ -28,6 +28,9 @@ def up(
     workspace: Annotated[Path, typer.Option("--workspace", "-w", help="Folder of the workspace.")] = Path("workspace"),
     port: Annotated[int | None, typer.Option(min=1, max=65535, help=f"Of the server; {PORT} by default.")] = None,
     gpu_workers: Annotated[int | None, typer.Option(min=0, help="One a GPU; all GPUs by default.")] = None,
+    gpus_per_worker: Annotated[
+        int, typer.Option(min=1, help="Of which a training uses execution.training_processes, and all else one.")
+    ] = 1,
     cpu_limit: Annotated[
         int | None, typer.Option(min=1, help="Runs at once on the CPU worker; 4 with GPU workers, else 1.")
     ] = None,
@@ -43,11 +46,11 @@ def up(
     if held():
         _already_up(place, port)
         return
-    devices = worker_devices(visible_gpus(), gpu_workers)
+    devices = worker_devices(visible_gpus(), gpu_workers, gpus_per_worker)
     plan = Plan(_project(project), place, port or PORT, devices, cpu_limit or (4 if devices else 1), notify)
     if detach:
         require_free(plan.port)
-        _detach(plan, gpu_workers)
+        _detach(plan, gpu_workers, gpus_per_worker)
         return
     _open_workspace(place)
     from flows.supervisor import supervise
@@ -126,7 +129,7 @@ def _already_up(place: Path, port: int | None) -> None:
     console.print(f"logs: {escape(str(services_folder()))}; stop with: popalign down")
 
 
-def _detach(plan: "Plan", gpu_workers: int | None) -> None:
+def _detach(plan: "Plan", gpu_workers: int | None, gpus_per_worker: int) -> None:
     """Starts the same in a session of its own, and waits for it. Raises: ServiceDied if it ends."""
     from flows.services import read_record, services_folder
     from flows.supervisor import ServiceDied
@@ -137,6 +140,7 @@ def _detach(plan: "Plan", gpu_workers: int | None) -> None:
     command = [sys.executable, "-m", "flows.services_cli", "up", "--workspace", str(plan.workspace)]
     command += ["--port", str(plan.port), "--cpu-limit", str(plan.cpu_limit), "--project", str(plan.project)]
     command += [] if gpu_workers is None else ["--gpu-workers", str(gpu_workers)]
+    command += ["--gpus-per-worker", str(gpus_per_worker)]
     command += ["--notify", plan.notify] if plan.notify else []
     with log.open("wb") as output:
         process = subprocess.Popen(

@@ -85,7 +85,8 @@ def local_device(name: str, local_rank: int, processes: int) -> str:
     if processes > torch.cuda.device_count():
         raise InvalidInput(
             f"{processes} training processes on this host, which has {torch.cuda.device_count()} GPUs: one each is "
-            "needed. Use fewer processes."
+            "needed. Use fewer processes, or let the process that starts them see more GPUs (`popalign up "
+            "--gpus-per-worker`, CUDA_VISIBLE_DEVICES of a worker)."
         )
     return f"cuda:{local_rank}"
 

@@ -344,22 +344,32 @@ def test_down_ends_all_and_a_killed_up_leaves_nothing(running: Machine, client: 
 
 
 @pytest.mark.parametrize(
-    ("found", "wanted", "devices"),
+    ("found", "wanted", "each", "devices"),
     [
-        (["0", "1"], None, ("0", "1")),
-        (["GPU-5a", "GPU-7b"], 1, ("GPU-5a",)),
-        ([], None, ()),
-        ([], 2, ("0", "1")),
-        (["0"], 0, ()),
+        (["0", "1"], None, 1, ("0", "1")),
+        (["GPU-5a", "GPU-7b"], 1, 1, ("GPU-5a",)),
+        ([], None, 1, ()),
+        ([], None, 8, ()),
+        ([], 2, 1, ("0", "1")),
+        (["0"], 0, 1, ()),
+        (["0", "1", "2", "3", "4"], None, 2, ("0,1", "2,3")),
+        (["3", "1"], 1, 2, ("3,1",)),
+        ([], 2, 2, ("0,1", "2,3")),
     ],
 )
-def test_one_worker_a_gpu(found: list[str], wanted: int | None, devices: tuple[str, ...]):
-    assert worker_devices(found, wanted) == devices
+def test_every_gpu_worker_has_gpus_of_its_own(
+    found: list[str], wanted: int | None, each: int, devices: tuple[str, ...]
+):
+    assert worker_devices(found, wanted, each) == devices
 
 
-def test_more_workers_than_gpus_are_refused():
-    with pytest.raises(InvalidInput, match="--gpu-workers 3: there are 2 GPUs here"):
-        worker_devices(["0", "1"], 3)
+@pytest.mark.parametrize(
+    ("wanted", "each", "asked"),
+    [(3, 1, "--gpu-workers 3"), (2, 2, "--gpu-workers 2 --gpus-per-worker 2"), (None, 4, "--gpus-per-worker 4")],
+)
+def test_more_than_there_are_is_refused(wanted: int | None, each: int, asked: str):
+    with pytest.raises(InvalidInput, match=f"{asked}: there are 2 GPUs here"):
+        worker_devices(["0", "1"], wanted, each)
 
 
 def test_gpus_are_those_named_by_the_environment_else_by_the_driver(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
