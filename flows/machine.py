@@ -12,7 +12,7 @@ from popalign_core.errors import InvalidInput
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to run. devices: values of CUDA_VISIBLE_DEVICES, each of a GPU worker. project: folder of prefect.yaml."""
+    """What is to run. devices: values of CUDA_VISIBLE_DEVICES, each of a worker. project: folder of prefect.yaml."""
 
     project: Path
     workspace: Path
@@ -45,7 +45,7 @@ def visible_gpus() -> list[str]:
 
 
 def worker_devices(found: list[str], wanted: int | None, each: int = 1) -> tuple[str, ...]:
-    """What each GPU worker sees, as CUDA_VISIBLE_DEVICES has it. each: GPUs of a worker; a training may use all of them.
+    """What each GPU worker sees, as CUDA_VISIBLE_DEVICES has it. each: GPUs of a worker, all for one training.
 
     wanted: workers, else as many as there are GPUs for; where none was found, their numbers are taken on trust.
     Raises: InvalidInput if there are too few.

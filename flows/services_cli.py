@@ -24,7 +24,7 @@ NotifyOption = Annotated[
 ]
 
 
-def up(
+def up(  # noqa: PLR0913 - options of a command
     workspace: Annotated[Path, typer.Option("--workspace", "-w", help="Folder of the workspace.")] = Path("workspace"),
     port: Annotated[int | None, typer.Option(min=1, max=65535, help=f"Of the server; {PORT} by default.")] = None,
     gpu_workers: Annotated[int | None, typer.Option(min=0, help="One a GPU; all GPUs by default.")] = None,
