@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers import StableDiffusionXLPipeline
+from tiny_unet import UNetDenoiser, tiny_unet
 from torch import Tensor, nn
 
 from popalign_core.alignment.adapters import (
@@ -19,7 +20,6 @@ from popalign_core.alignment.adapters import (
 )
 from popalign_core.alignment.cache import AlignmentData
 from popalign_core.alignment.checkpoint import begin, load_state, save_state
-from popalign_core.alignment.denoiser import NoiseSchedule
 from popalign_core.alignment.settings import AlignmentSettings
 from popalign_core.alignment.trainer import train
 from popalign_core.errors import InvalidInput, ModelNotUsable
@@ -27,41 +27,6 @@ from popalign_core.models.lora import FILE_NAME, TARGET_MODULES, LoraTargets, ad
 
 SETTINGS = AlignmentSettings(steps=4, pairs_per_step=4, learning_rate=1e-2, beta=50.0, seed=1)
 RANK = 2
-
-
-def tiny_unet() -> UNet2DConditionModel:
-    """SDXL's form with two narrow levels: 60 thousand parameters."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return UNet2DConditionModel(
-            sample_size=4,
-            in_channels=2,
-            out_channels=2,
-            block_out_channels=(8, 16),
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-            layers_per_block=1,
-            attention_head_dim=(1, 2),
-            cross_attention_dim=6,
-            use_linear_projection=True,
-            norm_num_groups=4,
-            addition_embed_type="text_time",
-            addition_time_embed_dim=2,
-            projection_class_embeddings_input_dim=4 + 6 * 2,
-        )
-
-
-class UNetDenoiser(nn.Module):
-    """A diffusers UNet in the form that training expects."""
-
-    def __init__(self, unet: UNet2DConditionModel):
-        super().__init__()
-        self.unet = unet
-        self.schedule = NoiseSchedule(torch.linspace(0.99, 0.01, 50))
-
-    def forward(self, noisy: Tensor, timesteps: Tensor, prompt_embeddings: Tensor, pooled: Tensor) -> Tensor:
-        conditions = {"text_embeds": pooled, "time_ids": torch.tensor([4.0, 4, 0, 0, 4, 4]).expand(len(noisy), -1)}
-        return self.unet(noisy, timesteps, prompt_embeddings, added_cond_kwargs=conditions, return_dict=False)[0]
 
 
 @pytest.fixture

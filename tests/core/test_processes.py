@@ -18,6 +18,7 @@ from two_ranks import (
     CaptionDenoiser,
     data_of,
     join_ranks,
+    policy_of,
     run_two,
 )
 
@@ -27,14 +28,13 @@ from popalign_core.alignment.checkpoint import begin
 from popalign_core.alignment.objective import batch_baseline, popalign_loss
 from popalign_core.alignment.passes import measure_errors
 from popalign_core.alignment.processes import TEXT_BYTES, Processes, require_shares
-from popalign_core.alignment.settings import AlignmentSettings
 from popalign_core.alignment.trainer import StepRecord, train
 from popalign_core.errors import InvalidInput, LostProcess
 
 
-def trained(settings: AlignmentSettings, accelerator: Any = None) -> tuple[list[StepRecord], dict[str, Tensor]]:
+def trained(variant: str, accelerator: Any = None) -> tuple[list[StepRecord], dict[str, Tensor]]:
     """Records, and the weights that would be kept."""
-    policy = FullPolicy(CaptionDenoiser())
+    settings, policy = VARIANTS[variant], policy_of(variant)
     state = begin(policy, settings)
     records = list(train(policy, data_of(), settings, state=state, accelerator=accelerator))
     return records, state.average or copy_weights(policy.denoiser)
@@ -44,8 +44,8 @@ def run_rank(rank: int, world: int, folder: str) -> None:
     """One of the processes: trains every variant, then tries what cannot work."""
     accelerator = join_ranks(rank, world, folder)
     found: dict[str, Any] = {}
-    for name, settings in VARIANTS.items():
-        records, weights = trained(settings, accelerator)
+    for name in VARIANTS:
+        records, weights = trained(name, accelerator)
         found[name] = {
             "records": [asdict(record) for record in records],
             "weights": {key: value.tolist() for key, value in weights.items()},
@@ -82,11 +82,11 @@ def two_processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, An
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_two_processes_take_the_steps_of_one(two_processes: list[dict[str, Any]], name: str) -> None:
-    expected, weights = trained(VARIANTS[name])
-    start = copy_weights(CaptionDenoiser())
+    expected, weights = trained(name)
+    start = copy_weights(policy_of(name).denoiser)
     for found in two_processes:
         got = [StepRecord(**record) for record in found[name]["records"]]
-        assert [record.step for record in got] == list(range(1, 9))
+        assert [record.step for record in got] == list(range(1, VARIANTS[name].steps + 1))
         for one, two in zip(expected, got, strict=True):
             assert two.loss == pytest.approx(one.loss, abs=LOSS_TOLERANCE)
             assert two.gradient_norm == pytest.approx(one.gradient_norm, rel=NORM_TOLERANCE)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from popalign_core.alignment.adapters import FullPolicy, LoraPolicy, Policy, trainable_parameters
 from popalign_core.alignment.cache import AlignmentData
 from popalign_core.alignment.denoiser import NoiseSchedule
 from popalign_core.alignment.settings import AlignmentSettings
@@ -35,6 +36,9 @@ VARIANTS = {
     # Populations of 3, 5, 4, 4, 2 and 6 pairs, two or three in a step.
     "exact": replace(SETTINGS, objective="popalign_exact", pairs_per_step=18),
     "all": replace(SETTINGS, anchor_weight=1.0, preserve_weight=3.0, winner_preserving=True, ema_decay=0.9),
+    "lora": replace(SETTINGS, steps=3),
+    # The reference is the adapter that training goes on from.
+    "further-lora": replace(SETTINGS, steps=3),
 }
 # Rounding. A pair's mean squared error m (below 4 here) is off by some 8 roundings of 2^-24, since its sums are taken
 # over 32 elements and 45 inputs; g is the difference of two, and the loss has at most the slope beta by it:
@@ -60,6 +64,26 @@ class CaptionDenoiser(nn.Module):
     def forward(self, noisy: Tensor, timesteps: Tensor, prompts: Tensor, pooled: Tensor) -> Tensor:
         seen = torch.cat([noisy.flatten(1), timesteps[:, None] / 100, prompts.mean(dim=1), pooled], dim=1)
         return (torch.tanh(seen @ self.layers[0].T) @ self.layers[1].T).reshape(noisy.shape)
+
+
+def policy_of(variant: str) -> Policy:
+    """A LoRA on a small UNet for the variants of that name, else all of the small denoiser."""
+    if "lora" not in variant:
+        return FullPolicy(CaptionDenoiser())
+    # They take seconds, which processes without a LoRA are spared.
+    from tiny_unet import UNetDenoiser, tiny_unet
+
+    from popalign_core.models.lora import add_lora
+
+    denoiser = UNetDenoiser(tiny_unet(pooled=WIDTH))
+    add_lora(denoiser.unet, 2, "attention", 5)
+    if variant == "lora":
+        return LoraPolicy(denoiser, denoiser.unet)
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in trainable_parameters(denoiser).values():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+    return LoraPolicy(denoiser, denoiser.unet, reference_at="start")
 
 
 def data_of() -> AlignmentData:
