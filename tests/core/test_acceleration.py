@@ -5,7 +5,10 @@ some hundred layers, two steps and a guidance of 3 add up like a random walk to 
 largest value. 5e-6 was the most seen; the bound is ten times that.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -16,6 +19,7 @@ from popalign_core.acceleration import Acceleration
 from popalign_core.config import RunConfig
 from popalign_core.errors import InvalidInput
 from popalign_core.models.attention import CROSS, attentions, ignores_empty_context
+from popalign_core.models.cuda_graphs import GraphedUnet
 from popalign_core.models.lora import add_lora
 from popalign_core.models.sdxl import SCHEDULERS, ModelSource, SdxlModel, load_sdxl
 from popalign_core.sampler_facts import sampler_differences, sampler_facts
@@ -195,6 +199,32 @@ def test_what_is_compiled_draws_the_same_and_is_taken_back(mode: str, monkeypatc
 def test_cuda_graphs_need_cuda(model: SdxlModel) -> None:
     with pytest.raises(InvalidInput, match="needs a CUDA device, and this is cpu"):
         draw(model, by(cuda_graphs=True))
+
+
+def test_a_recording_and_its_replay_are_of_the_tensors_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As far as a CPU shows it: on the current device's streams, another device's kernels are not recorded."""
+    inside: list[torch.device] = []
+    done: list[str] = []
+
+    @contextmanager
+    def device(entered: torch.device) -> Iterator[None]:
+        inside.append(entered)
+        yield
+        inside.pop()
+
+    cuda = MagicMock()
+    cuda.device = device
+    cuda.CUDAGraph.return_value.replay.side_effect = lambda: done.append(f"replayed in {inside}")
+    cuda.graph.return_value.__enter__.side_effect = lambda: done.append(f"recorded in {inside}")
+    monkeypatch.setattr("popalign_core.models.cuda_graphs.torch.cuda", cuda)
+    rows = torch.ones(2, 3)
+    unet = GraphedUnet(lambda sample, *_, **__: (sample * 2,))
+    unet(rows, torch.tensor(5), encoder_hidden_states=rows, added_cond_kwargs={})
+    place = [rows.device]
+    assert done == [f"recorded in {place}", f"replayed in {place}"]
+    cuda.Stream.assert_called_once_with(rows.device)
+    assert {call.args for call in cuda.current_stream.call_args_list} == {(rows.device,)}
+    assert cuda.graph.call_args.kwargs == {"stream": cuda.Stream.return_value}
 
 
 def test_fused_projections_and_a_lora_are_no_configuration() -> None:

@@ -33,6 +33,17 @@ def test_cuda_graphs_replay_the_same_bits(model: SdxlModel, batch_size: int) -> 
         np.testing.assert_array_equal(image, plain[name])
 
 
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two cards")
+def test_cuda_graphs_are_recorded_on_the_models_own_card() -> None:
+    """cuda:0 stays the current device, as in a run with `device: cuda:1`."""
+    other = load_sdxl(ModelSource("emoji"), device="cuda:1", dtype="bfloat16")
+    plain = draw(other, REQUESTS, SETTINGS)
+    graphed = draw(other, REQUESTS, replace(SETTINGS, acceleration=Acceleration(cuda_graphs=True)))
+    assert torch.cuda.current_device() == 0
+    for name, image in graphed.items():
+        np.testing.assert_array_equal(image, plain[name])
+
+
 def test_an_image_is_the_same_bytes_whatever_its_neighbours(model: SdxlModel) -> None:
     whole = draw(model, REQUESTS, SETTINGS)
     for others in ([REQUESTS[5]], REQUESTS[::-1]):
