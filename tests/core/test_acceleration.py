@@ -13,6 +13,7 @@ from unittest.mock import MagicMock
 import numpy as np
 import pytest
 import torch
+from torch.nn.attention import SDPBackend
 from torch.profiler import ProfilerActivity, profile
 
 from popalign_core.acceleration import Acceleration
@@ -142,6 +143,7 @@ def test_fused_projections_are_used(model: SdxlModel) -> None:
 )
 def test_the_attention_kernel_is_the_one_asked_for(model: SdxlModel, name: str, operation: str) -> None:
     settings = replace(SETTINGS, attention=name, steps=1)
+    model.encode_prompts([*TEXTS, ""])  # the setting is not for text encoders
     with profile(activities=[ProfilerActivity.CPU]) as seen:
         drawn = draw(model, settings)[1]
     ran = {event.key for event in seen.key_averages() if "_scaled_dot_product" in event.key}
@@ -154,6 +156,18 @@ def test_the_attention_kernel_is_the_one_asked_for(model: SdxlModel, name: str, 
 def test_a_kernel_that_cannot_be_used_is_refused(model: SdxlModel) -> None:
     with pytest.raises(InvalidInput, match=r"sampling\.attention is cudnn, which torch cannot use"):
         draw(model, replace(SETTINGS, attention="cudnn"))
+
+
+def test_a_kernel_is_asked_for_the_images_own_attention_and_for_a_captions(
+    model: SdxlModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def choose(_query: torch.Tensor, key: torch.Tensor, _value: torch.Tensor) -> int:
+        return {64: SDPBackend.FLASH_ATTENTION, 77: SDPBackend.MATH}[key.shape[2]].value
+
+    monkeypatch.setattr(torch, "_fused_sdp_choice", choose)
+    assert sampler_facts(model, SETTINGS)["attention"] == "flash+math"
+    with pytest.raises(InvalidInput, match=r"flash, which torch cannot use .* would take flash\+math. Choose default"):
+        draw(model, replace(SETTINGS, attention="flash"))
 
 
 def test_parts_of_a_batch_decode_as_the_whole(model: SdxlModel) -> None:

@@ -16,7 +16,7 @@ from popalign_core.models.checkpoints import check_cacheable
 from popalign_core.models.lora import ADAPTER, add_lora, save_lora
 from popalign_core.models.sdxl import ModelSource, SdxlModel, load_sdxl
 from popalign_core.presets import preset
-from popalign_core.sampler_facts import sampler_fingerprint
+from popalign_core.sampler_facts import sampler_facts, sampler_fingerprint
 from popalign_core.sampling import ImageRequest, SamplingSettings, sample_images
 
 SETTINGS = SamplingSettings("dpm++", 4, 3.0, 0, 0, 2, "float32", "default")
@@ -113,6 +113,13 @@ def test_fp8_rounds_the_weights(model: SdxlModel) -> None:
     own = model.pipeline.unet.mid_block.attentions[0].transformer_blocks[0].attn1.to_q.weight
     torch.testing.assert_close(weight.float(), own.to(torch.float8_e4m3fn).float(), rtol=0, atol=0)
     assert 0.1 < difference(draw(rounded), draw(model)) < 40
+
+
+def test_attention_is_computed_in_the_computations_format_and_not_in_that_of_8_bit_weights(model: SdxlModel) -> None:
+    rounded = load_sdxl(ModelSource("emoji", fp8_weights=True), device="cpu")
+    for name in ("default", "flash"):
+        settings = replace(SETTINGS, attention=name)
+        assert sampler_facts(rounded, settings)["attention"] == sampler_facts(model, settings)["attention"] == "flash"
 
 
 def test_every_approximation_has_a_fingerprint_of_its_own(model: SdxlModel, lora: str) -> None:
