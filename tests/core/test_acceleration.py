@@ -176,6 +176,39 @@ def test_parts_of_a_batch_decode_as_the_whole(model: SdxlModel) -> None:
     assert np.abs(parts[0].astype(int) - whole[0]).max() <= 1
 
 
+def test_an_image_is_decoded_in_one_shape_wherever_it_stands(model: SdxlModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    denoising, shapes = prepared(model, by(vae_batch=3)), []
+    latents = torch.randn(8, 8, 16, 16, generator=torch.Generator().manual_seed(0))
+    really = model.pipeline.vae.decode
+    monkeypatch.setattr(
+        model.pipeline.vae, "decode", lambda given, **more: shapes.append(len(given)) or really(given, **more)
+    )
+    with torch.inference_mode():
+        pixels = denoising.decode(latents)
+        assert shapes == [3, 3, 3]
+        np.testing.assert_array_equal(denoising.decode(latents.flip(0)), pixels[::-1])
+        np.testing.assert_array_equal(denoising.decode(latents[:4]), pixels[:4])
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
+def test_pixels_that_are_no_numbers_are_refused(
+    model: SdxlModel, monkeypatch: pytest.MonkeyPatch, value: float
+) -> None:
+    drawn = torch.zeros(1, 3, 64, 64)
+    drawn[0, 0, 0, 0] = value
+    monkeypatch.setattr(model.pipeline.vae, "decode", lambda *_, **__: (drawn,))
+    with pytest.raises(InvalidInput, match="pixels that are no numbers in float32"):
+        prepared(model, SETTINGS).decode(torch.zeros(1, 8, 16, 16))
+
+
+def test_a_gpu_decodes_few_large_images_at_once() -> None:
+    auto = Acceleration()
+    cases = {("cpu", 1024): 8, ("cuda", 64): 8, ("cuda", 512): 2, ("cuda", 1024): 2}
+    assert {(device, side): auto.decoded_at_once(8, device, side, side) for device, side in cases} == cases
+    assert auto.decoded_at_once(1, "cuda", 1024, 1024) == 1
+    assert [Acceleration(vae_batch=4).decoded_at_once(batch, "cuda", 1024, 1024) for batch in (8, 3)] == [4, 3]
+
+
 def test_the_vae_has_its_own_number_format() -> None:
     exact = load_sdxl(ModelSource("emoji"), device="cpu")
     mixed = load_sdxl(ModelSource("emoji"), device="cpu", dtype="bfloat16", vae_dtype="float32")
@@ -208,6 +241,22 @@ def test_what_is_compiled_draws_the_same_and_is_taken_back(mode: str, monkeypatc
     assert names == {"UNet2DConditionModel" if mode == "full" else "BasicTransformerBlock"}
     assert torch.equal(draw(model, settings)[1], plain)
     assert not compiled_parts(model)
+
+
+def test_what_is_compiled_has_the_attention_kernel_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also another model of the same code, for which dynamo takes what it traced before."""
+    really = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **more: really(self, backend="aot_eager", **more))
+    settings = replace(SETTINGS, steps=1, batch_size=1, acceleration=Acceleration(compile="regional"))
+    models = [load_sdxl(ModelSource("emoji"), device="cpu") for _ in range(2)]
+    for model, name in ((models[0], "flash"), (models[0], "math"), (models[1], "flash"), (models[0], "math")):
+        model.encode_prompts([*TEXTS, ""])
+        draw(model, replace(settings, attention=name))
+        with profile(activities=[ProfilerActivity.CPU]) as seen:
+            draw(model, replace(settings, attention=name))
+        # Traced, "math" is the products that it consists of.
+        flash = any("flash_attention" in event.key for event in seen.key_averages())
+        assert flash == (name == "flash")
 
 
 def test_cuda_graphs_need_cuda(model: SdxlModel) -> None:

@@ -17,7 +17,7 @@ from popalign_core.models.lora import ADAPTER, add_lora, save_lora
 from popalign_core.models.sdxl import ModelSource, SdxlModel, load_sdxl
 from popalign_core.presets import preset
 from popalign_core.sampler_facts import sampler_facts, sampler_fingerprint
-from popalign_core.sampling import ImageRequest, SamplingSettings, sample_images
+from popalign_core.sampling import ImageRequest, SamplingSettings, prepared, sample_images
 
 SETTINGS = SamplingSettings("dpm++", 4, 3.0, 0, 0, 2, "float32", "default")
 REQUESTS = [ImageRequest(f"base/p/{n}", "p", f"a photo of a {who}", n, n) for n, who in enumerate(["judge", "cook"])]
@@ -155,7 +155,7 @@ def test_a_distilled_model_draws_with_its_scheduler_and_guidance(model: SdxlMode
     assert not hasattr(distilled.pipeline.unet, "peft_config")  # added to the weights: costs nothing at sampling
     settings = replace(SETTINGS, scheduler="lcm", guidance_scale=1.0)
     drawn = draw(distilled, settings)
-    assert type(distilled.pipeline.scheduler).__name__ == "LCMScheduler"
+    assert type(prepared(distilled, settings).scheduler).__name__ == "LCMScheduler"
     assert difference(drawn, draw(model, settings)) > 0.5
     # The scheduler adds noise of its own, which has to come from the image's seed as well.
     np.testing.assert_array_equal(draw(distilled, settings, REQUESTS[::-1]), drawn[::-1])
