@@ -37,8 +37,7 @@ def keeping_batch_size(
         if size < settings.batch_size:
             keep_batch_size(place, _denoising(model, settings), size, _too_large(settings.batch_size, size))
             settings = replace(settings, batch_size=size)
-        wanted = settings.decoded_at_once(model)
-        if 0 < at_once < wanted:
+        if at_once and at_once < (wanted := settings.decoded_at_once(model)):
             keep_batch_size(place, _decoding(model, settings), at_once, _too_large(wanted, at_once))
             settings = settings.decoding(at_once)
         yield batch
