@@ -70,6 +70,9 @@ def _show(summary: "SamplerSummary", workspace: Path) -> None:
         # A file or a pipe has no width, and 80 would break every cell.
         console.print(table, width=None if console.is_terminal else TABLE_WIDTH)
     console.print(escape(f"fast: {'; '.join(summary.approximations)}"), highlight=False, soft_wrap=True)
+    if summary.differences:
+        more = f"[bold]also drawn differently[/], which may move people as well: {escape(summary.differences)}"
+        console.print(more, highlight=False, soft_wrap=True)
     quicker = "speed not compared" if summary.speed is None else f"{summary.speed:.2f} times as fast"
     console.print(escape(f"{quicker}: {summary.speed_source}"), highlight=False, soft_wrap=True)
     console.print(f"[bold]{summary.movement}[/]: {escape(summary.reason)}", highlight=False, soft_wrap=True)

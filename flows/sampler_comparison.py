@@ -75,6 +75,8 @@ def _markdown(summary: SamplerSummary) -> str:
         "",
         f"Fast: {'; '.join(summary.approximations)}. {summary.speed_source}. Pairs of images: `{summary.sheet}`",
     ]
+    if summary.differences:
+        lines += ["", f"**Also drawn differently**, which may move people as well: {summary.differences}"]
     for role, rows in summary.lines.items():
         lines += ["", f"{role} {summary.classifiers[role]}", ""]
         lines += ["| " + " | ".join(row) + " |" for row in (HEADINGS, ("---",) * len(HEADINGS), *rows)]

@@ -6,6 +6,8 @@ from typing import Literal
 CompileMode = Literal["none", "regional", "full"]
 Layout = Literal["auto", "on", "off"]
 VaeDtype = Literal["model", "float32", "bfloat16"]
+# Pixels of an image from which on a GPU decodes few at once, and how many.
+LARGE_IMAGE, DECODED_LARGE = 512 * 512, 2
 
 
 @dataclass(frozen=True)
@@ -16,7 +18,8 @@ class Acceleration:
     channels_last: memory layout of UNet and VAE; auto = on a GPU, as CPUs were measured slower with it.
     compile: none; each transformer block; or the whole UNet. fused_projections: query, key and value in one product.
     cuda_graphs: the UNet's kernels started at once. vae_dtype: model = as the UNet, or float32 where the VAE overflows
-    in float16. vae_batch: latents decoded at once, 0 = the whole batch.
+    in float16. vae_batch: latents decoded at once, 0 = auto: the whole batch on a CPU and where images are small; else
+    2, as a VAE takes more memory for an image than the UNet does, and one image occupies a GPU.
     """
 
     skip_empty_attention: bool = True
@@ -30,6 +33,11 @@ class Acceleration:
     def in_channels_last(self, device_type: str) -> bool:
         """Whether that layout is used on a device of this type ("cpu", "cuda")."""
         return self.channels_last == "on" or (self.channels_last == "auto" and device_type != "cpu")
+
+    def decoded_at_once(self, batch: int, device_type: str, height: int, width: int) -> int:
+        """Latents that the VAE is given at once, of a batch of images of this size in pixels."""
+        few = device_type != "cpu" and height * width >= LARGE_IMAGE
+        return min(batch, self.vae_batch or (DECODED_LARGE if few else batch))
 
 
 DEFAULT = Acceleration()

@@ -32,14 +32,15 @@ def sampler_facts(model: "TextToImageModel", settings: "SamplingSettings") -> di
 
     values = asdict(settings)
     switches = cast("dict[str, object]", values.pop("acceleration"))
+    height, width = settings.size(model)
     in_effect = {
-        "height": settings.height or model.native_size,
-        "width": settings.width or model.native_size,
+        "height": height,
+        "width": width,
         "attention": used_kernel(model.network, settings.attention),
         "skip_empty_attention": settings.guidance_scale > 1 and skips_empty_attention(model, settings.acceleration),
         "channels_last": settings.acceleration.in_channels_last(model.device.type),
         "vae_dtype": str(model.pipeline.vae.dtype).removeprefix("torch."),
-        "vae_batch": min(settings.acceleration.vae_batch or settings.batch_size, settings.batch_size),
+        "vae_batch": settings.decoded_at_once(model),
     }
     facts = {**values, **switches, **in_effect, "model": model.source.digest(), **_surroundings(model.device)}
     return {name: str(value) for name, value in sorted(facts.items())}

@@ -1,13 +1,15 @@
 """Images from prompts, exactly reproducible: a seed an image, one batch shape, neighbours without influence."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
 
 from popalign_core.acceleration import DEFAULT, Acceleration
+from popalign_core.out_of_memory import is_out_of_memory
 
 if TYPE_CHECKING:
     from popalign_core.models.attention import AttentionName
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
     from popalign_core.models.prompt_embeddings import PromptEmbeddings
     from popalign_core.models.sdxl import DtypeName, SchedulerName
     from popalign_core.models.text_to_image import TextToImageModel
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,18 @@ class SamplingSettings:
     fp8_weights: bool = False
     distilled_lora: str = ""
 
+    def size(self, model: "TextToImageModel") -> tuple[int, int]:
+        """Height and width of an image in pixels."""
+        return self.height or model.native_size, self.width or model.native_size
+
+    def decoded_at_once(self, model: "TextToImageModel") -> int:
+        """Latents given to the VAE at once."""
+        return self.acceleration.decoded_at_once(self.batch_size, model.device.type, *self.size(model))
+
+    def decoding(self, at_once: int) -> "SamplingSettings":
+        """The same, with another number of latents given to the VAE at once; 0 = auto."""
+        return replace(self, acceleration=replace(self.acceleration, vae_batch=at_once))
+
 
 @dataclass(frozen=True)
 class ImageRequest:
@@ -56,12 +72,14 @@ class SampledImage:
     """pixels: uint8 (h, w, 3). batch_size: of the batch that it was drawn in.
 
     latents: (c, h, w), on the CPU in the model's dtype: what the pixels were decoded from, scaled as the UNet knows it.
+    vae_batch: how many were decoded at once, 0 = as the settings say.
     """
 
     request: ImageRequest
     pixels: np.ndarray
     batch_size: int
     latents: torch.Tensor
+    vae_batch: int = 0
 
 
 def sample_images(
@@ -71,29 +89,42 @@ def sample_images(
 
     Every batch has the same shape: the last one is padded by repeating its last request, and the padding is dropped.
     An image is then bit-identical whatever its neighbours, its shard or a resume (per device and library version);
-    another batch size changes it by rounding only. Where the accelerator's memory does not suffice, the batch is halved
-    for the rest of the requests. Raises: torch.OutOfMemoryError where one image does not fit.
+    another batch size changes it by rounding only. Where memory does not suffice, what failed is halved for the rest of
+    the requests: the batch, or the latents decoded at once, for which nothing is denoised again.
+    Raises: torch.OutOfMemoryError, or what else `is_out_of_memory`, where one image does not fit.
     """
     denoising = prepared(model, settings)
     start, size = 0, settings.batch_size
+    at_once = denoising.decoded_at_once(size)
     while start < len(requests):
         batch = list(requests[start : start + size])
         padded = batch + [batch[-1]] * (size - len(batch))
-        rows = model.prompts.encode([request.text for request in padded])
-        try:
-            pixels, latents = _draw_batch(denoising, rows, [request.seed for request in padded], settings)
-        except torch.OutOfMemoryError:
-            if size == 1:
-                raise
-            pixels = latents = None
-        if pixels is None or latents is None:  # outside the handler, whose exception holds the activations
+        rows, seeds = model.prompts.encode([request.text for request in padded]), [request.seed for request in padded]
+        pixels, latents = None, _fitting(partial(_denoised, denoising, rows, seeds, settings), last=size == 1)
+        while latents is not None and pixels is None and at_once:
+            decoding = partial(_decoded, denoising, latents, at_once, settings)
+            pixels = _fitting(decoding, last=size == at_once == 1)
+            at_once = at_once if pixels is not None else at_once // 2
+        if pixels is None or latents is None:
             size //= 2
             denoising = prepared(model, settings)
-            torch.cuda.empty_cache()
+            at_once = denoising.decoded_at_once(size)
             continue
         start += len(batch)
-        parts = zip(batch, pixels, latents, strict=False)
-        yield [SampledImage(request, image, size, latent) for request, image, latent in parts]
+        parts = zip(batch, pixels, latents.cpu(), strict=False)
+        yield [SampledImage(request, image, size, latent, at_once) for request, image, latent in parts]
+
+
+def _fitting(work: Callable[[], Result], *, last: bool) -> Result | None:
+    """What the work returns, or None where memory did not suffice for it. last: then it is raised."""
+    try:
+        return work()
+    except RuntimeError as error:
+        if last or not is_out_of_memory(error):
+            raise
+    # Outside the handler, whose exception holds the activations.
+    torch.cuda.empty_cache()
+    return None
 
 
 def prepared(model: "TextToImageModel", settings: SamplingSettings) -> "Denoising":
@@ -105,18 +136,26 @@ def prepared(model: "TextToImageModel", settings: SamplingSettings) -> "Denoisin
     from popalign_core.models.denoising import Denoising, Trajectory
 
     used_kernel(model.network, settings.attention)
-    height, width = settings.height or model.native_size, settings.width or model.native_size
-    trajectory = Trajectory(settings.scheduler, settings.steps, settings.guidance_scale, height, width)
-    return Denoising(model, trajectory, settings.acceleration)
+    trajectory = Trajectory(settings.scheduler, settings.steps, settings.guidance_scale, *settings.size(model))
+    return Denoising(model, trajectory, settings.acceleration, settings.attention)
 
 
-def _draw_batch(
+def _denoised(
     denoising: "Denoising", rows: "PromptEmbeddings", seeds: Sequence[int], settings: SamplingSettings
-) -> tuple[np.ndarray, torch.Tensor]:
+) -> torch.Tensor:
     from popalign_core.models.approximate import inner_cache
     from popalign_core.models.attention import attention_backend
 
+    with (
+        torch.inference_mode(),
+        attention_backend(settings.attention),
+        inner_cache(denoising.model, settings.cache_every),
+    ):
+        return denoising.denoise(rows, seeds)
+
+
+def _decoded(denoising: "Denoising", latents: torch.Tensor, at_once: int, settings: SamplingSettings) -> np.ndarray:
+    from popalign_core.models.attention import attention_backend
+
     with torch.inference_mode(), attention_backend(settings.attention):
-        with inner_cache(denoising.model, settings.cache_every):
-            latents = denoising.denoise(rows, seeds)
-        return denoising.decode(latents), latents.cpu()
+        return denoising.decode(latents, at_once)

@@ -88,7 +88,12 @@ class AccelerationConfig(StageConfig):
         Field(title="VAE's number format", description="model: the sampler's, or float32 if that would overflow."),
     ] = "model"
     vae_batch: Annotated[
-        int, Field(title="VAE batch", ge=0, description="Images decoded at once; 0 = the whole batch.")
+        int,
+        Field(
+            title="VAE batch",
+            ge=0,
+            description="Images decoded at once; 0 = auto: all of a batch, on a GPU 2 of 512 pixels and more.",
+        ),
     ] = 0
     encoding_threads: Annotated[
         PositiveInt, Field(title="Encoding threads", description="They compress images while the next are drawn.")

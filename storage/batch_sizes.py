@@ -16,7 +16,7 @@ from storage.layout import Workspace
 def read_batch_size(workspace: Workspace, circumstances: Mapping[str, str], wanted: int) -> int:
     """The wanted batch size, or the smaller one that was found to fit where one as large as the wanted did not.
 
-    circumstances: what decides how much fits: model, image size, device, number format.
+    circumstances: all that decides how much fits.
     """
     try:
         found = cast("dict[str, Any]", json.loads(_path(workspace, circumstances).read_text()))

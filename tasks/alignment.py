@@ -1,6 +1,5 @@
 """One round of fine-tuning."""
 
-import gc
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -8,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
@@ -82,9 +80,6 @@ def align_round(
 
 
 def _train_in_processes(order: RoundOrder, processes: TrainingProcesses, report: Report) -> None:
-    # What was cleared is only free for other processes once the allocator has given it back.
-    gc.collect()
-    torch.cuda.empty_cache()
     name = f"{order.ref.run_id}.{order.ref.key}"
     run_processes("tasks.training_rank", order.to_json(), name, processes, report)
     deadline = time.monotonic() + SECONDS_UNTIL_SEEN

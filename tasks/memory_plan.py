@@ -15,6 +15,7 @@ from popalign_core.models.checkpoints import EMBEDDED
 from popalign_core.models.footprint import Footprint, TrainingShape, sampling_footprint, training_footprint
 from popalign_core.models.sdxl import pick_device
 from popalign_core.workload import passes_per_image
+from tasks.run import loaded_model
 
 Stage = Literal["sampling", "training"]
 STAGES: tuple[Stage, ...] = ("sampling", "training")
@@ -147,8 +148,9 @@ def room_of(device: str) -> Room | None:
     place = pick_device(device)
     if place.type == "cuda":
         free, _ = torch.cuda.mem_get_info(place)
-        # What this process has reserved is its own: the sampler makes room for the trainer.
-        return Room(free + torch.cuda.memory_reserved(place), f"cuda ({torch.cuda.get_device_name(place)})")
+        # Of this process's own, the sampler's model makes room for the trainer; classifiers and detectors stay.
+        unused = torch.cuda.memory_reserved(place) - torch.cuda.memory_allocated(place)
+        return Room(free + unused + loaded_model.bytes_on(place), f"cuda ({torch.cuda.get_device_name(place)})")
     if place.type == "cpu":
         available = psutil.virtual_memory().available + psutil.Process().memory_info().rss
         return Room(float(available), "this machine's memory")

@@ -1,5 +1,6 @@
 """What every task needs of a run: its references, its models, its record of time."""
 
+import gc
 import json
 import platform
 import time
@@ -11,6 +12,7 @@ from functools import lru_cache
 from importlib.metadata import version
 from typing import Any
 
+import torch
 from prefect import tags
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
@@ -155,10 +157,36 @@ def placed(workspace: str, source: str) -> str:
     return str(Workspace.open(workspace).root / source.removeprefix(IN_WORKSPACE))
 
 
-@lru_cache(maxsize=1)
-def loaded_model(source: ModelSource, device: str, dtype: Any, vae_dtype: VaeDtype = "model") -> TextToImageModel:
-    """One model in memory at a time; shards of the same model reuse it."""
-    return load_model(source, device=device, dtype=dtype, vae_dtype=vae_dtype)
+class OneModel:
+    """One text-to-image model in memory at a time; shards of the same model reuse it."""
+
+    def __init__(self) -> None:
+        self._key: tuple[Any, ...] = ()
+        self._model: TextToImageModel | None = None
+
+    def __call__(self, source: ModelSource, device: str, dtype: Any, vae_dtype: VaeDtype = "model") -> TextToImageModel:
+        """See `load_model`. The model before leaves first: there may be no room for two."""
+        key = (source, device, dtype, vae_dtype)
+        if self._model is None or self._key != key:
+            self.cache_clear()
+            self._key, self._model = key, load_model(source, device=device, dtype=dtype, vae_dtype=vae_dtype)
+        return self._model
+
+    def cache_clear(self) -> None:
+        """Leaves none in memory, and gives what torch keeps of a GPU's back."""
+        self._key, self._model = (), None
+        gc.collect()  # hooks and compiled code make circles
+        torch.cuda.empty_cache()
+
+    def bytes_on(self, device: torch.device) -> int:
+        """What the model's weights take there."""
+        place = torch.empty(0, device=device).device  # with its number
+        parts = [getattr(self._model.pipeline, name) for name in self._model.family.weighted] if self._model else []
+        weights = (weight for part in parts if part is not None for weight in part.parameters())
+        return sum(weight.numel() * weight.element_size() for weight in weights if weight.device == place)
+
+
+loaded_model = OneModel()
 
 
 @lru_cache(maxsize=2)

@@ -1,6 +1,6 @@
 """Two runs of the same prompts and seeds by two samplers, compared image by image."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from popalign_core.config import RunConfig
 from popalign_core.errors import InvalidInput
 from popalign_core.population_counts import LabelledSample, by_prompt, crossed_label
 from popalign_core.reporting.contact_sheet import contact_sheet
+from popalign_core.sampler_facts import NOT_RECORDED, Facts, difference_text, sampler_differences
 from popalign_core.seeds import derive_seed
 from storage.artifacts import ArtifactRef, is_committed
 from storage.commit import staged_artifact
@@ -26,7 +27,8 @@ from storage.publication import publish_file
 from storage.tables import read_artifact, read_images, read_rows, write_rows
 from tasks.assessment import BUILDER_ROLE, JUDGE_ROLE, classifier_name
 from tasks.labels import labelled_samples
-from tasks.run import BASE, read_prompts, reference
+from tasks.run import BASE, read_prompts, reference, sampling_settings
+from tasks.samplers import recorded_samplers
 from tasks.sampling import plan_shards
 
 PURPOSE, SPLIT = "evaluation", "eval"
@@ -42,6 +44,7 @@ HEADINGS = (
     "n + unknown",
     "",
 )
+UNRECORDED = "device not recorded"
 SHEET_FILE = "samplers.webp"
 SHEET_PROMPTS, SHEET_COLUMNS = 12, 10
 
@@ -50,7 +53,8 @@ SHEET_PROMPTS, SHEET_COLUMNS = 12, 10
 class SamplerSummary:
     """movement, reason: of the judge and the builder together. lines: of HEADINGS, ready to show, by classifier's role.
 
-    speed: how many times quicker an image is drawn, None where the two were not drawn on the same kind of device.
+    differences: in which the two were drawn beside the approximation, in words, else empty.
+    speed: how many times quicker an image is drawn, None where the two were not drawn on one device, by its name.
     classifiers: ids by role.
     """
 
@@ -60,6 +64,7 @@ class SamplerSummary:
     movement: str
     reason: str
     lines: dict[str, tuple[tuple[str, ...], ...]]
+    differences: str
     speed: float | None
     speed_source: str
     sheet: str
@@ -165,7 +170,11 @@ def summarize_samplers(
         )
         for role, own in plain.items()
     }
-    speed, source = _speed(place, exact_run_id, fast_run_id)
+    samplers = {
+        run_id: list(recorded_samplers(place, run_id, rows[0][column].split("+")).values())
+        for run_id, column in ((exact_run_id, "exact_fingerprint"), (fast_run_id, "fast_fingerprint"))
+    }
+    speed, source = _speed(place, samplers)
     return SamplerSummary(
         exact_run_id=exact_run_id,
         fast_run_id=fast_run_id,
@@ -173,6 +182,7 @@ def summarize_samplers(
         movement=str(verdict.movement),
         reason=verdict.reason,
         lines=lines,
+        differences=_differences(samplers, config),
         speed=speed,
         speed_source=source,
         sheet=str(_sheet(place, exact_run_id, fast_run_id)),
@@ -199,19 +209,32 @@ def _line(row: PairedRow, movement: Movement) -> tuple[str, ...]:
     )
 
 
-def _speed(place: Workspace, exact_run_id: str, fast_run_id: str) -> tuple[float | None, str]:
-    """Seconds an image of the exact run by those of the fast one, models already loaded."""
+def _differences(samplers: Mapping[str, Sequence[Facts]], config: RunConfig) -> str:
+    """Facts in which the two runs' samplers differ beside the approximation: "batch_size: 8, 4; device: ..."."""
+    known = [facts for own in samplers.values() for facts in own]
+    if NOT_RECORDED in known:
+        return difference_text({name: (value,) for name, value in NOT_RECORDED.items()})
+    exact, fast = (asdict(sampling_settings(side.sampling, side.acceleration)) for side in both_configs(config))
+    meant = {name for name in exact if exact[name] != fast[name]}
+    if fast["guidance_scale"] == 1:
+        meant.add("skip_empty_attention")  # there is none to skip
+    return difference_text({name: values for name, values in sampler_differences(known).items() if name not in meant})
+
+
+def _speed(place: Workspace, samplers: Mapping[str, Sequence[Facts]]) -> tuple[float | None, str]:
+    """Seconds an image of the exact run by those of the fast one, models already loaded. samplers: by run."""
     seconds: list[float] = []
-    devices: list[set[str]] = []
+    devices: set[str] = set()
     told: list[str] = []
-    for run_id in (exact_run_id, fast_run_id):
+    for run_id, used in samplers.items():
         timings = read_rows(place, run_id, "timings", equal={"stage": "sampling"})
         own = [row for row in timings if row["key"].startswith(f"samples/{BASE}.{PURPOSE}.") and row["items"]]
         images = sum(row["items"] for row in own)
         seconds.append(sum(row["seconds"] for row in own) / max(images, 1))
-        devices.append({row["device"] for row in own})
-        told.append(f"{seconds[-1]:.3g} s an image ({images} images, {', '.join(sorted(devices[-1])) or 'no record'})")
-    comparable = devices[0] == devices[1] and len(devices[0]) == 1 and min(seconds) > 0
+        names = sorted({facts.get("device", UNRECORDED) for facts in used})
+        devices.update(names)
+        told.append(f"{seconds[-1]:.3g} s an image ({images} images, {', '.join(names)})")
+    comparable = len(devices) == 1 and UNRECORDED not in devices and min(seconds) > 0
     return (seconds[0] / seconds[1] if comparable else None), f"exact {told[0]}, fast {told[1]}"
 
 

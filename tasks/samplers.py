@@ -30,15 +30,15 @@ def samplers_of(shards: Iterable[ArtifactRef]) -> dict[str, Facts]:
     """By fingerprint: facts of all samplers that drew these shards; of older ones only that they are not known."""
     found: dict[str, Facts] = {}
     for shard in shards:
-        for name in {row["sampler_fingerprint"] for row in read_artifact(shard, "samples")} - found.keys():
-            found[name] = _facts(shard, name)
+        names = {row["sampler_fingerprint"] for row in read_artifact(shard, "samples")} - found.keys()
+        found |= recorded_samplers(Workspace.open(shard.workspace), shard.run_id, names)
     return found
 
 
-def _facts(shard: ArtifactRef, name: str) -> Facts:
-    place = Workspace.open(shard.workspace)
-    rows = read_rows(place, shard.run_id, "samplers", keys=[name]) if name else []
-    return dict(rows[0]["facts"]) if rows else NOT_RECORDED
+def recorded_samplers(place: Workspace, run_id: str, names: Iterable[str]) -> dict[str, Facts]:
+    """By fingerprint: what these stand for in a run; where that was not recorded, only that."""
+    rows = {name: read_rows(place, run_id, "samplers", keys=[name]) if name else [] for name in names}
+    return {name: dict(found[0]["facts"]) if found else NOT_RECORDED for name, found in rows.items()}
 
 
 def report_differences(compared: str, key: str, shards: Sequence[ArtifactRef]) -> None:

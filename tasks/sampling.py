@@ -127,8 +127,9 @@ def sample_shard(ref: ArtifactRef, config: RunConfig) -> ArtifactRef:
     settings = fitting(ref.workspace, model, sampling_settings(config.sampling, config.acceleration))
 
     @cache
-    def fingerprint_of(batch_size: int) -> str:
-        return record_sampler(ref.workspace, ref.run_id, sampler_facts(model, replace(settings, batch_size=batch_size)))
+    def fingerprint_of(batch_size: int, vae_batch: int) -> str:
+        used = replace(settings, batch_size=batch_size).decoding(vae_batch)
+        return record_sampler(ref.workspace, ref.run_id, sampler_facts(model, used))
 
     samples: list[dict[str, object]] = []
     with (
@@ -141,7 +142,8 @@ def sample_shard(ref: ArtifactRef, config: RunConfig) -> ArtifactRef:
             batches = sample_images(model, requests, settings)
             for batch in keeping_batch_size(ref.workspace, model, settings, batches):
                 writer.add(batch)
-                samples += [_sample_row(ref.run_id, drawn, fingerprint_of(drawn.batch_size)) for drawn in batch]
+                name = fingerprint_of(batch[0].batch_size, batch[0].vae_batch)
+                samples += [_sample_row(ref.run_id, drawn, name) for drawn in batch]
                 advance(len(batch))
         for row in samples:
             row["image_sha256"] = writer.hashes[str(row["sample_id"])]

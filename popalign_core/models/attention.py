@@ -20,6 +20,8 @@ KERNELS = {
     "math": SDPBackend.MATH,
 }
 SELF, CROSS = "attn1", "attn2"
+# What kernels are asked about: places of an image (how many does not matter to torch's choice), tokens of a caption.
+POSITIONS, TOKENS = 64, 77
 
 
 @dataclass(frozen=True)
@@ -125,20 +127,30 @@ def attention_backend(name: AttentionName) -> AbstractContextManager[object]:
 
 
 def used_kernel(unet: nn.Module, name: AttentionName) -> str:
-    """The kernel that really computes the UNet's attention. Raises: InvalidInput where another one was asked for."""
-    module: Any = next((module for module in unet.modules() if type(module).__name__ == "Attention"), None)
-    if module is None:
-        return "none"
-    weight = module.to_q.weight
-    shape = (2, module.heads, 64, weight.shape[0] // module.heads)
-    query = torch.zeros(shape, device=weight.device, dtype=weight.dtype)
+    """The kernels that really compute the UNet's attention, one as a rule, joined by "+".
+
+    Asked for every width of head, over an image's own positions and over a caption's tokens.
+    Raises: InvalidInput where another one was asked for.
+    """
+    network = cast("Any", unet)
+    modules = [module for module in network.modules() if type(module).__name__ == "Attention"]
+    shapes = {(m.heads, m.inner_dim // m.heads, TOKENS if m.is_cross_attention else POSITIONS) for m in modules}
+    # The network's own answer, not a weight's number format: weights in 8 bits are cast for each call.
+    settings: dict[str, Any] = {"device": network.device, "dtype": network.dtype}
     with torch.inference_mode(), attention_backend(name):
-        choose: Any = getattr(torch, "_fused_sdp_choice")  # noqa: B009 - there is no public name
-        choice = SDPBackend(choose(query, query, query))
-    found = next((known for known, kernel in KERNELS.items() if kernel == choice), "none")
-    if name not in ("default", found):
+        found = "+".join(sorted({_chosen(*shape, settings) for shape in shapes})) or "none"
+    if modules and name not in ("default", found):
         raise InvalidInput(
-            f"sampling.attention is {name}, which torch cannot use for this model on {weight.device.type} in "
-            f"{str(weight.dtype).removeprefix('torch.')}: it would take {found}. Choose {found} or default."
+            f"sampling.attention is {name}, which torch cannot use for this model on {network.device.type} in "
+            f"{str(network.dtype).removeprefix('torch.')}: it would take {found}. Choose "
+            f"{f'{found} or default' if found in KERNELS else 'default'}."
         )
     return found
+
+
+def _chosen(heads: int, width: int, tokens: int, settings: dict[str, Any]) -> str:
+    query = torch.zeros(2, heads, POSITIONS, width, **settings)
+    key = torch.zeros(2, heads, tokens, width, **settings)
+    choose: Any = getattr(torch, "_fused_sdp_choice")  # noqa: B009 - there is no public name
+    choice = SDPBackend(choose(query, key, key))
+    return next((known for known, kernel in KERNELS.items() if kernel == choice), "none")

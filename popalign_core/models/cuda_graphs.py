@@ -34,12 +34,14 @@ class GraphedUnet:
         """See `UNet2DConditionModel.forward`."""
         del return_dict
         given = [sample, timestep, encoder_hidden_states, *added_cond_kwargs.values()]
-        if self._graph is None or [part.shape for part in given] != [part.shape for part in self._entered]:
-            self._record(given, list(added_cond_kwargs))
-        for kept, part in zip(self._entered, given, strict=True):
-            kept.copy_(part)
-        assert self._graph is not None  # recorded above
-        self._graph.replay()
+        # Streams and recordings are the current device's, kernels their tensors': apart, a recording would be empty.
+        with torch.cuda.device(sample.device):
+            if self._graph is None or [part.shape for part in given] != [part.shape for part in self._entered]:
+                self._record(given, list(added_cond_kwargs))
+            for kept, part in zip(self._entered, given, strict=True):
+                kept.copy_(part)
+            assert self._graph is not None  # recorded above
+            self._graph.replay()
         return self._left
 
     def _record(self, given: list[Tensor], names: list[str]) -> None:
@@ -57,13 +59,15 @@ class GraphedUnet:
             )
 
         # Libraries set themselves up in the first calls, which a recording cannot contain.
-        aside = torch.cuda.Stream()
-        aside.wait_stream(torch.cuda.current_stream())
+        device = given[0].device
+        aside, current = torch.cuda.Stream(device), torch.cuda.current_stream(device)
+        aside.wait_stream(current)
         with torch.cuda.stream(aside):
             for _ in range(WARM_UP_CALLS):
                 forward()
-        torch.cuda.current_stream().wait_stream(aside)
+        current.wait_stream(aside)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        # Left to itself torch records on a stream of the device that was current at its first recording.
+        with torch.cuda.graph(graph, stream=aside):
             self._left = forward()
         self._graph = graph

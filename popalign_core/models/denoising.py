@@ -11,17 +11,28 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers import DDIMScheduler
 from torch import Tensor
 
 from popalign_core.acceleration import DEFAULT, Acceleration
 from popalign_core.errors import InvalidInput
-from popalign_core.models.attention import UnetAttention, attentions, fuse_projections, ignores_empty_context, is_plain
+from popalign_core.models.attention import (
+    AttentionName,
+    UnetAttention,
+    attentions,
+    fuse_projections,
+    ignores_empty_context,
+    is_plain,
+)
 from popalign_core.models.cuda_graphs import GraphedUnet
 from popalign_core.models.denoisers import repeated_blocks
 from popalign_core.models.families import SDXL
 from popalign_core.models.prompt_embeddings import PromptEmbeddings
 from popalign_core.models.sdxl import SCHEDULERS, SchedulerName
 from popalign_core.models.text_to_image import TextToImageModel
+
+# The attention settings under which code compiled in this process was traced.
+_traced: set[AttentionName] = set()
 
 
 @dataclass(frozen=True)
@@ -36,16 +47,24 @@ class Trajectory:
 
 
 class Denoising:
-    """Batches of one shape from one model. Making it sets the model's scheduler, processors and memory layout."""
+    """Batches of one shape from one model. Making it sets the model's processors and memory layout."""
 
-    def __init__(self, model: TextToImageModel, trajectory: Trajectory, acceleration: Acceleration = DEFAULT):
-        """Raises: InvalidInput for a size that does not fit the model, or a switch that cannot be used with it."""
+    def __init__(
+        self,
+        model: TextToImageModel,
+        trajectory: Trajectory,
+        acceleration: Acceleration = DEFAULT,
+        attention: AttentionName = "default",
+    ):
+        """attention: the kernel that it is called under.
+
+        Raises: InvalidInput for a size that does not fit the model, or a switch that cannot be used with it.
+        """
         model.check_size(trajectory.height, trajectory.width)
         model.family.check_scheduler(trajectory.scheduler)
         self.model, self.trajectory, self.acceleration = model, trajectory, acceleration
-        schedule = SCHEDULERS[trajectory.scheduler].from_config(model.pipeline.scheduler.config)
-        model.pipeline.scheduler = self._scheduler = schedule
-        _apply(model, acceleration)
+        self.scheduler = _scheduler(model, trajectory.scheduler)
+        _apply(model, acceleration, attention)
         self._guided = trajectory.guidance_scale > 1
         self._empty = model.encode_unconditional() if self._guided else None
         self._skips = self._guided and skips_empty_attention(model, acceleration)
@@ -53,7 +72,7 @@ class Denoising:
 
     def denoise(self, prompts: PromptEmbeddings, seeds: Sequence[int]) -> Tensor:
         """Latents (n, c, h, w) on the model's device, scaled as the UNet knows them. prompts: a row a seed."""
-        scheduler, device = self._scheduler, self.model.device
+        scheduler, device = self.scheduler, self.model.device
         # Times that lie on the accelerator would make the scheduler wait for it at every step.
         shift = self.model.shift(self.trajectory.height, self.trajectory.width)
         scheduler.set_timesteps(self.trajectory.steps, device="cpu", **shift)
@@ -92,22 +111,46 @@ class Denoising:
                 context = torch.cat([self._empty.context.to(device).expand(count, -1, -1), context])
         return self.model.conditions(context, pooled, self.trajectory.height, self.trajectory.width)
 
-    def decode(self, latents: Tensor) -> np.ndarray:
-        """Pixels, uint8 (n, h, w, 3). Raises: InvalidInput where they are no numbers."""
-        parts: tuple[Tensor, ...] = torch.split(latents, self.acceleration.vae_batch or len(latents))
+    def decoded_at_once(self, batch: int) -> int:
+        """Latents that are decoded at once, unless memory does not suffice."""
+        trajectory, device = self.trajectory, self.model.device
+        return self.acceleration.decoded_at_once(batch, device.type, trajectory.height, trajectory.width)
+
+    def decode(self, latents: Tensor, at_once: int = 0) -> np.ndarray:
+        """Pixels, uint8 (n, h, w, 3). at_once: latents given to the VAE in one fixed shape, 0 = `decoded_at_once`.
+
+        The last of them are padded, so that an image's pixels do not depend on its place among the latents.
+        Raises: InvalidInput where pixels are no numbers.
+        """
+        size = min(at_once or self.decoded_at_once(len(latents)), len(latents))
+        padding = latents[-1:].expand(-len(latents) % size, -1, -1, -1)
+        parts: tuple[Tensor, ...] = torch.split(torch.cat([latents, padding]), size)
         # Rounded on the device: a quarter of the bytes to move.
-        return torch.cat([self._pixels(part) for part in parts]).permute(0, 2, 3, 1).cpu().numpy()
+        pixels = torch.cat([self._pixels(part) for part in parts])[: len(latents)]
+        return pixels.permute(0, 2, 3, 1).cpu().numpy()
 
     def _pixels(self, latents: Tensor) -> Tensor:
         vae = self.model.pipeline.vae
         image = vae.decode(_unscaled(latents.to(vae.dtype), vae.config), return_dict=False)[0]
-        image = (image * 0.5 + 0.5).clamp(0, 1).float()
+        # Before they are clamped, which makes white and black of what is infinite.
         if not bool(torch.isfinite(image).all()):
             raise InvalidInput(
                 f"the model drew pixels that are no numbers in {str(vae.dtype).removeprefix('torch.')}; "
                 "use sampling.dtype bfloat16 or float32, or acceleration.vae_dtype float32."
             )
+        image = (image * 0.5 + 0.5).clamp(0, 1).float()
         return (image * 255).round().to(torch.uint8)
+
+
+def _scheduler(model: TextToImageModel, name: SchedulerName) -> Any:
+    """The scheduler asked for, on the checkpoint's own noise schedule.
+
+    Latents are no pixels: diffusers' pipelines of Stable Diffusion do not clip them, whatever a config says, and a
+    config of Euler's or DPM-Solver++'s says nothing, for which DDIM takes its default, that of pixels: [-1, 1].
+    """
+    own, wanted = model.pipeline.scheduler, SCHEDULERS[name]
+    unclipped = {} if isinstance(own, (wanted, DDIMScheduler)) else {"clip_sample": False, "thresholding": False}
+    return wanted.from_config(own.config, **unclipped)
 
 
 def skips_empty_attention(model: TextToImageModel, acceleration: Acceleration) -> bool:
@@ -125,7 +168,7 @@ def _unscaled(latents: Tensor, config: Any) -> Tensor:
     return latents * scale / config.scaling_factor + shift
 
 
-def _apply(model: TextToImageModel, acceleration: Acceleration) -> None:
+def _apply(model: TextToImageModel, acceleration: Acceleration, attention: AttentionName) -> None:
     """Brings a model to these switches, whatever it had before."""
     if acceleration.cuda_graphs and model.device.type != "cuda":
         raise InvalidInput(f"acceleration.cuda_graphs needs a CUDA device, and this is {model.device.type}.")
@@ -142,12 +185,18 @@ def _apply(model: TextToImageModel, acceleration: Acceleration) -> None:
     # What is compiled would be compiled again for other processors, equal ones included.
     if is_plain(unet) and any(module.processor != wanted for _, module in attentions(unet)):
         unet.set_attn_processor(wanted)
-    _compile(unet, acceleration)
+    _compile(unet, acceleration, attention)
 
 
-def _compile(unet: Any, acceleration: Acceleration) -> None:
+def _compile(unet: Any, acceleration: Acceleration, attention: AttentionName) -> None:
     before, model_mode = getattr(unet, "popalign_compiled", "none"), acceleration.compile
     wanted = f"{model_mode} {acceleration.fused_projections} {acceleration.channels_last}"
+    if model_mode != "none":
+        # What is traced keeps its attention kernel, for the next model of the same code too: dynamo has no guard on it.
+        if _traced - {attention}:
+            torch.compiler.reset()
+            _traced.clear()
+        _traced.add(attention)
     if before == wanted or (before == "none" and model_mode == "none"):
         return
     blocks = repeated_blocks(unet)

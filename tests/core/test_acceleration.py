@@ -5,17 +5,22 @@ some hundred layers, two steps and a guidance of 3 add up like a random walk to 
 largest value. 5e-6 was the most seen; the bound is ten times that.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
 import torch
+from torch.nn.attention import SDPBackend
 from torch.profiler import ProfilerActivity, profile
 
 from popalign_core.acceleration import Acceleration
 from popalign_core.config import RunConfig
 from popalign_core.errors import InvalidInput
 from popalign_core.models.attention import CROSS, attentions, ignores_empty_context
+from popalign_core.models.cuda_graphs import GraphedUnet
 from popalign_core.models.lora import add_lora
 from popalign_core.models.sdxl import SCHEDULERS, ModelSource, SdxlModel, load_sdxl
 from popalign_core.sampler_facts import sampler_differences, sampler_facts
@@ -138,6 +143,7 @@ def test_fused_projections_are_used(model: SdxlModel) -> None:
 )
 def test_the_attention_kernel_is_the_one_asked_for(model: SdxlModel, name: str, operation: str) -> None:
     settings = replace(SETTINGS, attention=name, steps=1)
+    model.encode_prompts([*TEXTS, ""])  # the setting is not for text encoders
     with profile(activities=[ProfilerActivity.CPU]) as seen:
         drawn = draw(model, settings)[1]
     ran = {event.key for event in seen.key_averages() if "_scaled_dot_product" in event.key}
@@ -152,10 +158,55 @@ def test_a_kernel_that_cannot_be_used_is_refused(model: SdxlModel) -> None:
         draw(model, replace(SETTINGS, attention="cudnn"))
 
 
+def test_a_kernel_is_asked_for_the_images_own_attention_and_for_a_captions(
+    model: SdxlModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def choose(_query: torch.Tensor, key: torch.Tensor, _value: torch.Tensor) -> int:
+        return {64: SDPBackend.FLASH_ATTENTION, 77: SDPBackend.MATH}[key.shape[2]].value
+
+    monkeypatch.setattr(torch, "_fused_sdp_choice", choose)
+    assert sampler_facts(model, SETTINGS)["attention"] == "flash+math"
+    with pytest.raises(InvalidInput, match=r"flash, which torch cannot use .* would take flash\+math. Choose default"):
+        draw(model, replace(SETTINGS, attention="flash"))
+
+
 def test_parts_of_a_batch_decode_as_the_whole(model: SdxlModel) -> None:
     whole, parts = draw(model, SETTINGS), draw(model, by(vae_batch=2))
     assert torch.equal(parts[1], whole[1])
     assert np.abs(parts[0].astype(int) - whole[0]).max() <= 1
+
+
+def test_an_image_is_decoded_in_one_shape_wherever_it_stands(model: SdxlModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    denoising, shapes = prepared(model, by(vae_batch=3)), []
+    latents = torch.randn(8, 8, 16, 16, generator=torch.Generator().manual_seed(0))
+    really = model.pipeline.vae.decode
+    monkeypatch.setattr(
+        model.pipeline.vae, "decode", lambda given, **more: shapes.append(len(given)) or really(given, **more)
+    )
+    with torch.inference_mode():
+        pixels = denoising.decode(latents)
+        assert shapes == [3, 3, 3]
+        np.testing.assert_array_equal(denoising.decode(latents.flip(0)), pixels[::-1])
+        np.testing.assert_array_equal(denoising.decode(latents[:4]), pixels[:4])
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
+def test_pixels_that_are_no_numbers_are_refused(
+    model: SdxlModel, monkeypatch: pytest.MonkeyPatch, value: float
+) -> None:
+    drawn = torch.zeros(1, 3, 64, 64)
+    drawn[0, 0, 0, 0] = value
+    monkeypatch.setattr(model.pipeline.vae, "decode", lambda *_, **__: (drawn,))
+    with pytest.raises(InvalidInput, match="pixels that are no numbers in float32"):
+        prepared(model, SETTINGS).decode(torch.zeros(1, 8, 16, 16))
+
+
+def test_a_gpu_decodes_few_large_images_at_once() -> None:
+    auto = Acceleration()
+    cases = {("cpu", 1024): 8, ("cuda", 64): 8, ("cuda", 512): 2, ("cuda", 1024): 2}
+    assert {(device, side): auto.decoded_at_once(8, device, side, side) for device, side in cases} == cases
+    assert auto.decoded_at_once(1, "cuda", 1024, 1024) == 1
+    assert [Acceleration(vae_batch=4).decoded_at_once(batch, "cuda", 1024, 1024) for batch in (8, 3)] == [4, 3]
 
 
 def test_the_vae_has_its_own_number_format() -> None:
@@ -192,9 +243,51 @@ def test_what_is_compiled_draws_the_same_and_is_taken_back(mode: str, monkeypatc
     assert not compiled_parts(model)
 
 
+def test_what_is_compiled_has_the_attention_kernel_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also another model of the same code, for which dynamo takes what it traced before."""
+    really = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **more: really(self, backend="aot_eager", **more))
+    settings = replace(SETTINGS, steps=1, batch_size=1, acceleration=Acceleration(compile="regional"))
+    models = [load_sdxl(ModelSource("emoji"), device="cpu") for _ in range(2)]
+    for model, name in ((models[0], "flash"), (models[0], "math"), (models[1], "flash"), (models[0], "math")):
+        model.encode_prompts([*TEXTS, ""])
+        draw(model, replace(settings, attention=name))
+        with profile(activities=[ProfilerActivity.CPU]) as seen:
+            draw(model, replace(settings, attention=name))
+        # Traced, "math" is the products that it consists of.
+        flash = any("flash_attention" in event.key for event in seen.key_averages())
+        assert flash == (name == "flash")
+
+
 def test_cuda_graphs_need_cuda(model: SdxlModel) -> None:
     with pytest.raises(InvalidInput, match="needs a CUDA device, and this is cpu"):
         draw(model, by(cuda_graphs=True))
+
+
+def test_a_recording_and_its_replay_are_of_the_tensors_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As far as a CPU shows it: on the current device's streams, another device's kernels are not recorded."""
+    inside: list[torch.device] = []
+    done: list[str] = []
+
+    @contextmanager
+    def device(entered: torch.device) -> Iterator[None]:
+        inside.append(entered)
+        yield
+        inside.pop()
+
+    cuda = MagicMock()
+    cuda.device = device
+    cuda.CUDAGraph.return_value.replay.side_effect = lambda: done.append(f"replayed in {inside}")
+    cuda.graph.return_value.__enter__.side_effect = lambda: done.append(f"recorded in {inside}")
+    monkeypatch.setattr("popalign_core.models.cuda_graphs.torch.cuda", cuda)
+    rows = torch.ones(2, 3)
+    unet = GraphedUnet(lambda sample, *_, **__: (sample * 2,))
+    unet(rows, torch.tensor(5), encoder_hidden_states=rows, added_cond_kwargs={})
+    place = [rows.device]
+    assert done == [f"recorded in {place}", f"replayed in {place}"]
+    cuda.Stream.assert_called_once_with(rows.device)
+    assert {call.args for call in cuda.current_stream.call_args_list} == {(rows.device,)}
+    assert cuda.graph.call_args.kwargs == {"stream": cuda.Stream.return_value}
 
 
 def test_fused_projections_and_a_lora_are_no_configuration() -> None:

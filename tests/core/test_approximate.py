@@ -16,8 +16,8 @@ from popalign_core.models.checkpoints import check_cacheable
 from popalign_core.models.lora import ADAPTER, add_lora, save_lora
 from popalign_core.models.sdxl import ModelSource, SdxlModel, load_sdxl
 from popalign_core.presets import preset
-from popalign_core.sampler_facts import sampler_fingerprint
-from popalign_core.sampling import ImageRequest, SamplingSettings, sample_images
+from popalign_core.sampler_facts import sampler_facts, sampler_fingerprint
+from popalign_core.sampling import ImageRequest, SamplingSettings, prepared, sample_images
 
 SETTINGS = SamplingSettings("dpm++", 4, 3.0, 0, 0, 2, "float32", "default")
 REQUESTS = [ImageRequest(f"base/p/{n}", "p", f"a photo of a {who}", n, n) for n, who in enumerate(["judge", "cook"])]
@@ -115,6 +115,13 @@ def test_fp8_rounds_the_weights(model: SdxlModel) -> None:
     assert 0.1 < difference(draw(rounded), draw(model)) < 40
 
 
+def test_attention_is_computed_in_the_computations_format_and_not_in_that_of_8_bit_weights(model: SdxlModel) -> None:
+    rounded = load_sdxl(ModelSource("emoji", fp8_weights=True), device="cpu")
+    for name in ("default", "flash"):
+        settings = replace(SETTINGS, attention=name)
+        assert sampler_facts(rounded, settings)["attention"] == sampler_facts(model, settings)["attention"] == "flash"
+
+
 def test_every_approximation_has_a_fingerprint_of_its_own(model: SdxlModel, lora: str) -> None:
     exact = sampler_fingerprint(model, SETTINGS)
     prints = {exact, sampler_fingerprint(model, replace(SETTINGS, cache_every=2))}
@@ -148,7 +155,7 @@ def test_a_distilled_model_draws_with_its_scheduler_and_guidance(model: SdxlMode
     assert not hasattr(distilled.pipeline.unet, "peft_config")  # added to the weights: costs nothing at sampling
     settings = replace(SETTINGS, scheduler="lcm", guidance_scale=1.0)
     drawn = draw(distilled, settings)
-    assert type(distilled.pipeline.scheduler).__name__ == "LCMScheduler"
+    assert type(prepared(distilled, settings).scheduler).__name__ == "LCMScheduler"
     assert difference(drawn, draw(model, settings)) > 0.5
     # The scheduler adds noise of its own, which has to come from the image's seed as well.
     np.testing.assert_array_equal(draw(distilled, settings, REQUESTS[::-1]), drawn[::-1])

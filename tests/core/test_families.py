@@ -4,12 +4,19 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import numpy as np
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    PNDMScheduler,
+)
 from tiny_pipelines import write_stable_diffusion, write_stable_diffusion_3
 
 from popalign_core.alignment.adapters import trainable_parameters
@@ -22,7 +29,7 @@ from popalign_core.models.loading import load_model
 from popalign_core.models.sdxl import SCHEDULERS, ModelSource
 from popalign_core.models.text_to_image import TextToImageModel
 from popalign_core.models.trainable import make_policy, save_weights
-from popalign_core.sampling import ImageRequest, SamplingSettings, sample_images
+from popalign_core.sampling import ImageRequest, SamplingSettings, prepared, sample_images
 
 Writer = Callable[[Path], Path]
 WRITERS: dict[str, Writer] = {
@@ -55,6 +62,42 @@ def test_a_picture_is_what_the_plain_pipeline_draws(kind: str, folders: dict[str
     image = plain(CAPTION, num_inference_steps=2, guidance_scale=3.0, generator=generator, output_type="np").images[0]
     assert drawn.pixels.std() > 10
     assert np.abs(np.round(image * 255) - drawn.pixels).max() <= 1
+
+
+def own_schedulers(folder: Path, kind: type, **changed: object) -> dict[str, Any]:
+    """What the sampler draws with, by name, where the checkpoint's own scheduler is of this kind."""
+    config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text()) | {"_class_name": kind.__name__}
+    del config["clip_sample"]
+    model = load_model(ModelSource(str(folder)), device="cpu")
+    model.pipeline.scheduler = kind.from_config(config | changed)
+    settings = fitting(model)
+    return {name: prepared(model, replace(settings, scheduler=name)).scheduler for name in model.family.schedulers}
+
+
+@pytest.mark.parametrize("kind", [EulerDiscreteScheduler, DPMSolverMultistepScheduler, PNDMScheduler])
+def test_latents_are_not_clipped_as_pixels_are(kind: type, folders: dict[str, Path]) -> None:
+    schedulers = own_schedulers(folders["noise"], kind)
+    assert [schedulers[name].config.clip_sample for name in ("ddim", "lcm")] == [False, False]
+    schedulers["ddim"].set_timesteps(4)
+    noisy = torch.full((1, 4, 2, 2), 9.0)
+    (_, clean) = schedulers["ddim"].step(
+        torch.zeros_like(noisy), schedulers["ddim"].timesteps[-1], noisy, return_dict=False
+    )
+    assert clean.min() > 1
+
+
+def test_what_the_checkpoints_own_ddim_says_of_clipping_holds(folders: dict[str, Path]) -> None:
+    for clipped in (False, True):
+        schedulers = own_schedulers(folders["noise"], DDIMScheduler, clip_sample=clipped)
+        assert [schedulers[name].config.clip_sample for name in ("ddim", "lcm")] == [clipped, clipped]
+
+
+def test_drawing_leaves_the_checkpoints_scheduler_as_it_is(folders: dict[str, Path]) -> None:
+    """Or what the next sampler is made from would depend on those before."""
+    model = load_model(ModelSource(str(folders["noise"])), device="cpu")
+    for name in model.family.schedulers:
+        prepared(model, replace(fitting(model), scheduler=name))
+        assert type(model.pipeline.scheduler) is DDIMScheduler
 
 
 def test_a_flow_is_noised_and_shifted_as_by_its_scheduler() -> None:

@@ -1,6 +1,7 @@
 """A run is refused before anything is loaded where its device has too little memory, and says the way out."""
 
 import pytest
+import torch
 
 from flows.cli import run
 from popalign_core.config import RunConfig, with_settings
@@ -31,6 +32,17 @@ def test_what_fits_passes_and_what_does_not_is_refused_with_the_way_out(monkeypa
     for part in ("gradients", "AdamW's moments", "alignment.lora_rank=16", "--set execution.memory_check=false"):
         assert part in str(refusal.value)
     require_memory(CONFIG, Execution(memory_check=False), "training")
+
+
+def test_on_a_gpu_what_stays_beside_the_samplers_model_is_not_free(monkeypatch):
+    """A card with 60 free; of 40 reserved 25 are in use, 10 of them by the model that leaves."""
+    card = torch.device("cuda", 0)
+    monkeypatch.setattr(memory_plan, "pick_device", lambda _: card)
+    monkeypatch.setattr(memory_plan.loaded_model, "bytes_on", {card: 10}.__getitem__)
+    facts = {"mem_get_info": (60, 100), "memory_reserved": 40, "memory_allocated": 25, "get_device_name": "a card"}
+    for name, value in facts.items():
+        monkeypatch.setattr(torch.cuda, name, lambda _, value=value: value)
+    assert memory_plan.room_of("auto") == Room(60 + 15 + 10, "cuda (a card)")
 
 
 def test_on_a_gpu_one_image_must_fit_and_on_a_cpu_the_batch(monkeypatch):

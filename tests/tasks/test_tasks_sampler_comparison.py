@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 from prefect.logging import disable_run_logger
 
+from flows.sampler_comparison import _markdown
 from popalign_core.config import RunConfig, with_settings
 from popalign_core.errors import InvalidInput
 from popalign_core.presets import preset
@@ -15,7 +16,8 @@ from storage.commit import staged_artifact
 from storage.tables import read_artifact, write_rows
 from tasks.expansion import write_prompts
 from tasks.run import BASE, drawing_source, model_source, reference, sampling_settings
-from tasks.sampler_comparison import HEADINGS, both_configs, compare_samplers, summarize_samplers
+from tasks.sampler_comparison import HEADINGS, _differences, both_configs, compare_samplers, summarize_samplers
+from tasks.samplers import record_sampler
 
 EXACT, FAST = "x-exact", "x-fast"
 
@@ -94,23 +96,62 @@ def timing(run, seconds: float, device: str) -> None:
         write_rows(folder, "timings", [{**row, "items": 16, "device": device}])
 
 
-@pytest.mark.parametrize(("device", "speed"), [("cpu", 4.0), ("cuda", None)])
-def test_the_summary_names_speed_and_verdict_and_shows_pairs(pair, device: str, speed: float | None) -> None:
-    labelled(pair, six_men, six_men)
-    compared(pair)
+FACTS = {"model": "m", "steps": "2", "batch_size": "8", "guidance_scale": "5.0", "device": "a card", "torch": "2"}
+
+
+def summarized(pair, exact_facts: dict[str, str] | None, fast_facts: dict[str, str] | None):
+    """Two runs drawn by samplers with these facts, of 8 and 2 seconds."""
     exact, fast = pair
-    timing(exact, 8.0, "cpu")
-    timing(fast, 2.0, device)
+    prints = [
+        record_sampler(run.workspace, run.run_id, facts) if facts else run.run_id
+        for run, facts in zip(pair, (exact_facts, fast_facts), strict=True)
+    ]
+    labelled(pair, six_men, six_men, prints=(prints[0], prints[1]))
+    compared(pair)
+    timing(exact, 8.0, "cuda")
+    timing(fast, 2.0, "cuda")
     with disable_run_logger():
-        summary = summarize_samplers.fn(fast.workspace, EXACT, FAST, fast.config, 0.05)
-    assert summary.speed == speed
-    assert "exact 0.5 s an image (16 images, cpu)" in summary.speed_source
+        return summarize_samplers.fn(fast.workspace, EXACT, FAST, fast.config, 0.05)
+
+
+def test_the_summary_names_speed_and_verdict_and_shows_pairs(pair) -> None:
+    summary = summarized(pair, FACTS, FACTS | {"steps": "1", "model": "m-fp8"})
+    assert (summary.speed, summary.differences) == (4.0, "")
+    assert "exact 0.5 s an image (16 images, a card)" in summary.speed_source
     assert summary.movement == "open"  # not one flip, and 16 images are too few to say anything
     assert summary.approximations == ("steps: 1 instead of 2",)
     assert [len(lines) for lines in summary.lines.values()] == [4, 4]
     assert {len(line) for lines in summary.lines.values() for line in lines} == {len(HEADINGS)}
     with Image.open(Path(summary.sheet)) as sheet:
         assert sheet.size == (10 * 66, 4 * 66)  # two prompts, exact above fast
+
+
+@pytest.mark.parametrize(
+    ("fast", "speed", "differences"),
+    [
+        ({"batch_size": "4", "torch": "3"}, 4.0, "batch_size: 8, 4; torch: 2, 3"),
+        ({"device": "another card"}, None, "device: a card, another card"),
+        (None, None, "sampler: not recorded"),
+    ],
+)
+def test_what_differs_beside_the_approximation_is_told(
+    pair, fast: dict[str, str] | None, speed: float | None, differences: str
+) -> None:
+    summary = summarized(pair, FACTS, fast and FACTS | {"steps": "1"} | fast)
+    assert (summary.speed, summary.differences) == (speed, differences)
+    assert differences in _markdown(summary)
+
+
+def test_what_a_distilled_model_changes_by_itself_is_the_approximation(pair) -> None:
+    config = with_settings(
+        pair[1].config, {"sampling.approximate.distilled_lora": "lora", "sampling.approximate.distilled_guidance": "1"}
+    )
+    fast = FACTS | {"steps": "1", "guidance_scale": "1", "scheduler": "lcm", "distilled_lora": "x"}
+    exact = FACTS | {"scheduler": "dpm++", "distilled_lora": ""}
+    switches = {"skip_empty_attention": "True"}, {"skip_empty_attention": "False"}
+    sides = {EXACT: [exact | switches[0]], FAST: [fast | switches[1]]}
+    assert _differences(sides, config) == ""
+    assert _differences({**sides, EXACT: [exact | switches[1]]}, pair[1].config) != ""
 
 
 def test_what_is_exact_and_what_is_fast() -> None:

@@ -9,10 +9,12 @@ import pytest
 import torch
 
 from popalign_core import sampling
+from popalign_core.acceleration import Acceleration
 from popalign_core.config import with_settings
 from popalign_core.models.prompt_embeddings import PromptEncoder
 from popalign_core.models.sdxl import ModelSource, load_sdxl
 from popalign_core.sampler_facts import fingerprint
+from popalign_core.sampling import ImageRequest, SamplingSettings, sample_images
 from popalign_core.tensor_arrays import from_bytes
 from storage.artifacts import ArtifactRef, read_manifest
 from storage.commit import staged_artifact
@@ -20,6 +22,7 @@ from storage.images import decode_image
 from storage.layout import Workspace
 from storage.tables import read_artifact, read_rows, write_rows
 from tasks.alignment_data import alignment_data, data_kind
+from tasks.batch_sizes import fitting, keeping_batch_size
 from tasks.embeddings import provide_embeddings
 from tasks.run import BASE, loaded_model, reference
 from tasks.samplers import record_sampler, report_differences, samplers_of
@@ -130,21 +133,74 @@ def test_without_all_latents_training_encodes_images(written_run) -> None:
     assert data_kind(data) == "encoded from stored images"
 
 
+def limited(monkeypatch: pytest.MonkeyPatch, work: str, fits: int) -> list[int]:
+    """Lets a part of the sampler fail for more images at once than fit. Returns: how many were tried, in order."""
+    really, sizes = getattr(sampling, work), []
+
+    def limited_work(denoising: object, rows: object, given: object, settings: object) -> object:
+        sizes.append(given if isinstance(given, int) else len(given))
+        if sizes[-1] > fits:
+            raise torch.OutOfMemoryError("made up")
+        return really(denoising, rows, given, settings)
+
+    monkeypatch.setattr(sampling, work, limited_work)
+    return sizes
+
+
 def test_the_batch_that_fits_is_what_the_next_shard_starts_with(written_run, monkeypatch: pytest.MonkeyPatch) -> None:
     config, shards = shards_of(written_run, sampling__shard_size="8")
-    really, sizes = sampling._draw_batch, []
-
-    def limited(denoising: object, rows: object, seeds: list[int], settings: object) -> object:
-        sizes.append(len(seeds))
-        if len(seeds) > 4:
-            raise torch.OutOfMemoryError("made up")
-        return really(denoising, rows, seeds, settings)
-
-    monkeypatch.setattr(sampling, "_draw_batch", limited)
+    sizes = limited(monkeypatch, "_denoised", 4)
     for shard in shards:
         sample_shard.fn(shard, config)
     assert sizes == [8, 4, 4, 4, 4]
-    assert {facts["batch_size"] for facts in samplers_of(shards).values()} == {"4"}
+    assert {(facts["batch_size"], facts["vae_batch"]) for facts in samplers_of(shards).values()} == {("4", "4")}
+
+
+def test_what_the_vae_has_room_for_is_what_the_next_shard_decodes(written_run, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, shards = shards_of(written_run, sampling__shard_size="8")
+    sizes, decoded = limited(monkeypatch, "_denoised", 8), limited(monkeypatch, "_decoded", 2)
+    for shard in shards:
+        sample_shard.fn(shard, config)
+    assert (sizes, decoded) == ([8, 8], [8, 4, 2, 2])
+    assert {(facts["batch_size"], facts["vae_batch"]) for facts in samplers_of(shards).values()} == {("8", "2")}
+
+
+def test_a_batch_is_remembered_for_what_takes_as_much_memory_alone(
+    written_run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load_sdxl(ModelSource("emoji"), device="cpu")
+    settings = SamplingSettings("ddim", 2, 3.0, 0, 0, 7, "float32", "default")
+    limited(monkeypatch, "_denoised", 3)
+    requests = [ImageRequest("base/p/0", "p", "a photo of a judge", 0, 1)]
+    list(keeping_batch_size(written_run.workspace, model, settings, sample_images(model, requests, settings)))
+
+    def begins_with(**changed: object) -> int:
+        return fitting(written_run.workspace, model, replace(settings, **changed)).batch_size
+
+    # What failed is 7; 6 was never tried.
+    assert [begins_with(batch_size=size) for size in (9, 7, 6, 3)] == [3, 3, 6, 3]
+    same = ({"scheduler": "dpm++", "steps": 9, "guidance_scale": 7.0}, {"acceleration": Acceleration(vae_batch=1)})
+    assert [begins_with(**changed) for changed in same] == [3, 3]
+    other = [
+        {"guidance_scale": 1.0},
+        {"attention": "math"},
+        {"fp8_weights": True},
+        {"cache_every": 2},
+        {"height": 128},
+        {"dtype": "bfloat16"},
+        *(
+            {"acceleration": Acceleration(**switch)}
+            for switch in (
+                {"vae_dtype": "bfloat16"},
+                {"cuda_graphs": True},
+                {"fused_projections": True},
+                {"compile": "full"},
+                {"channels_last": "on"},
+                {"skip_empty_attention": False},
+            )
+        ),
+    ]
+    assert [begins_with(**changed) for changed in other] == [7] * len(other)
 
 
 def commit_shard(run, key: str, facts: dict[str, str] | None) -> ArtifactRef:
