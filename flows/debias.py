@@ -15,6 +15,8 @@ from flows.repetition import repeat_training
 from popalign_core.config import RunConfig
 from popalign_core.execution import AUTO, Execution
 from popalign_core.presets import PresetName, chosen_config
+from storage.image_latents import remove_latents
+from storage.layout import Workspace
 from tasks.inputs import check_inputs
 from tasks.memory_plan import STAGES, require_memory
 from tasks.publishing import publish_run
@@ -54,6 +56,7 @@ def debias(
         kept = alignment(run_id, workspace, chosen, place)
         assessment(run_id, kept, workspace, chosen, place)
         repeat_training(run_id, kept, workspace, chosen, place)
+        remove_latents(Workspace.open(workspace), run_id)
         report = write_report(workspace, run_id, chosen)
         summary = summarize_run(workspace, run_id, str(report))
         publish_run(workspace, run_id, summary)

@@ -25,6 +25,10 @@ class AlignmentConfig(StageConfig):
     learning_rate_schedule: Annotated[
         Literal["constant", "cosine"], Field(title="Schedule", description="Cosine: to 0 within every training.")
     ] = "constant"
+    warmup_steps: Annotated[
+        int,
+        Field(title="Warm-up", ge=0, description="Steps of a training in which the learning rate rises to its own."),
+    ] = 0
     round_decay: Annotated[
         float, Field(title="Decay", gt=0, le=1, description="Learning rate of a round by that of the one before.")
     ] = 1.0
@@ -40,6 +44,10 @@ class AlignmentConfig(StageConfig):
     first_timestep: Annotated[
         int, Field(title="First timestep", ge=0, description="Less noise than this is not trained on; 0 = all.")
     ] = 0
+    timestep_sampling: Annotated[
+        Literal["stratified", "uniform"],
+        Field(title="Timesteps", description="One in each of as many equal parts as pairs in a step, or independent."),
+    ] = "stratified"
     caption_dropout: Annotated[
         Share, Field(title="Dropout", description="Share of pairs trained under the empty caption.")
     ] = 0.1
@@ -78,6 +86,13 @@ class AlignmentConfig(StageConfig):
         Literal["adamw", "adamw_8bit"],
         Field(title="Optimizer", description="8 bit: moments in a quarter of the memory; needs the extra eight-bit."),
     ] = "adamw"
+    weight_decay: Annotated[
+        float, Field(title="Weight decay", ge=0, description="Of the optimizer, times the learning rate, a step.")
+    ] = 0.01
+    max_gradient_norm: Annotated[
+        float | None,
+        Field(title="Largest gradient", gt=0, description="Longer ones are cut to this norm; none = never."),
+    ] = 1.0
     compiled: Annotated[
         bool, Field(title="Compiled", description="The UNet's repeated blocks through torch.compile; minutes at first.")
     ] = False

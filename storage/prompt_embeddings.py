@@ -6,14 +6,12 @@ A file that is damaged, as after a power cut, counts as absent.
 """
 
 import hashlib
-import os
-import tempfile
-import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 
+from storage.array_files import read_arrays, write_arrays
 from storage.disk import disk_errors
 from storage.layout import Workspace, check_name
 
@@ -24,15 +22,9 @@ def read_embeddings(workspace: Workspace, encoder: str, texts: Iterable[str]) ->
     """(context, pooled) of those texts that were kept. encoder: digest of everything that moves an embedding."""
     found: dict[str, Embedding] = {}
     for text in texts:
-        try:
-            # Opened here: numpy leaves a file open that is no archive.
-            with (
-                _path(workspace, encoder, text).open("rb") as file,
-                np.load(file, allow_pickle=False) as stored,
-            ):
-                found[text] = stored["context"], stored["pooled"]
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-            continue
+        stored = read_arrays(_path(workspace, encoder, text), ("context", "pooled"))
+        if stored is not None:
+            found[text] = stored[0], stored[1]
     return found
 
 
@@ -42,14 +34,7 @@ def write_embeddings(workspace: Workspace, encoder: str, embeddings: Mapping[str
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         for text, (context, pooled) in embeddings.items():
-            descriptor, draft = tempfile.mkstemp(prefix=".draft~", dir=folder)
-            try:
-                with os.fdopen(descriptor, "wb") as stream:
-                    np.savez(stream, context=context, pooled=pooled)
-                # Not flushed: what a power cut takes is encoded again.
-                os.replace(draft, _path(workspace, encoder, text))
-            finally:
-                Path(draft).unlink(missing_ok=True)
+            write_arrays(_path(workspace, encoder, text), {"context": context, "pooled": pooled})
 
 
 def _folder(workspace: Workspace, encoder: str) -> Path:

@@ -2,7 +2,7 @@
 
     runs/<run>/samples/<key>/images.parquet      the bytes of images, and latents.parquet; `samples` beside it stays
     runs/<run>/models/<key>/<part>/...           weights; `models` and `training_steps` beside them stay
-    runs/<run>/.checkpoints/                     of trainings that did not end
+    runs/<run>/.checkpoints/, .latents/          of trainings that did not end
     runs/<run>/<table>/<key>/removed.json        the tombstone: written before a file goes, never changed otherwise
 
 `storage.removal` removes it.
@@ -28,6 +28,7 @@ from storage.artifacts import (
     read_tombstone,
 )
 from storage.errors import RemovedArtifact, StorageError
+from storage.image_latents import LATENTS
 from storage.layout import STAGING, Workspace
 from storage.schemas import FOLDER, TABLES
 from storage.tables import read_rows
@@ -192,6 +193,6 @@ def _part(what: What, ref: ArtifactRef, names: Iterable[str]) -> Iterator[Part]:
 
 
 def checkpoint_folders(run: Path) -> list[Path]:
-    """The run's checkpoints, and those that a removal that was killed had moved away."""
-    folders = [run / CHECKPOINTS, *(run / STAGING).glob(f"{MOVED_CHECKPOINTS}*")]
+    """The run's checkpoints, latents encoded for its training, and what a removal that was killed had moved away."""
+    folders = [run / CHECKPOINTS, run / LATENTS, *(run / STAGING).glob(f"{MOVED_CHECKPOINTS}*")]
     return [folder for folder in folders if folder.is_dir()]

@@ -1,7 +1,7 @@
 """Rows to Parquet and back. The same rows give the same bytes."""
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from numbers import Real
 from pathlib import Path
 from typing import Any, cast
@@ -153,30 +153,36 @@ def read_images(
 
     Reads only the row groups that hold them. keys: of these artifacts only. Raises: CorruptArtifact.
     """
+    return dict(stream_images(workspace, run_id, sample_ids, keys))
+
+
+def stream_images(
+    workspace: Workspace, run_id: str, sample_ids: Iterable[str], keys: Iterable[str] | None = None
+) -> Iterator[tuple[str, bytes]]:
+    """As `read_images`, one row group after another, in the order in which they are stored."""
     wanted = set(sample_ids)
-    found: dict[str, bytes] = {}
     for path in shard_paths(workspace, "images", run_id, keys):
         if not wanted:
             break
-        found.update(_images_in(path, wanted))
-        wanted -= found.keys()
-    return found
+        found = set[str]()
+        for sample, image in _images_in(path, wanted):
+            found.add(sample)
+            yield sample, image
+        wanted -= found
 
 
-def _images_in(path: str, wanted: set[str]) -> dict[str, bytes]:
+def _images_in(path: str, wanted: set[str]) -> Iterator[tuple[str, bytes]]:
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             ids = cast("list[str]", file.read(["sample_id"])["sample_id"].to_pylist())
             hits = [row for row, sample in enumerate(ids) if sample in wanted]
-            if not hits:
-                return {}
             sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
-            groups = np.unique(np.searchsorted(np.cumsum(sizes), hits, side="right"))
-            table = file.read_row_groups(groups.tolist(), ["sample_id", "image"])
+            for group in np.unique(np.searchsorted(np.cumsum(sizes), hits, side="right")).tolist():
+                table = file.read_row_groups([group], ["sample_id", "image"])
+                pairs = zip(table["sample_id"].to_pylist(), table["image"].to_pylist(), strict=True)
+                yield from [(sample, image) for sample, image in pairs if sample in wanted]
     except (pa.ArrowException, OSError, ValueError) as error:
         raise unreadable(path, "images", error) from error
-    pairs = zip(table["sample_id"].to_pylist(), table["image"].to_pylist(), strict=True)
-    return {sample: image for sample, image in pairs if sample in wanted}
 
 
 def _read(paths: Sequence[str], name: str, columns: Sequence[str] | None, equal: Mapping[str, Any]) -> pa.Table:

@@ -26,7 +26,7 @@ from storage.checkpoints import remove_checkpoints
 from storage.commit import staged_artifact
 from storage.errors import NotCommitted
 from storage.tables import write_rows
-from tasks.alignment_data import alignment_data, data_kind
+from tasks.alignment_data import alignment_data, data_kind, encode_share
 from tasks.memory import peak_bytes, reset_peak
 from tasks.progress import progress_of
 from tasks.reward_data import reward_data
@@ -101,6 +101,7 @@ def train_round(order: RoundOrder, report: Report, accelerator: "Accelerator | N
         model, earlier_lora = _load_model(order, device)
     with _timing(ref, model.device.type, processes) as facts:
         reset_peak(model.device)
+        _encode_together(order, model, processes)
         with same_outcome(processes):
             data = _training_data(order, model)
             kind = "none" if isinstance(data, RewardData) else data_kind(data)
@@ -139,7 +140,18 @@ def _training_data(order: RoundOrder, model: TextToImageModel) -> AlignmentData 
     if order.config.alignment.objective == "reward":
         return reward_data(order, model)
     named, kept = order.config.alignment.preserve_weight > 0, order.config.sampling.keep_latents
-    return alignment_data(order.preferences, model, named=named, kept_latents=kept)
+    settings = alignment_settings(order.config, order.round_index, order.seed_index)
+    return alignment_data(order.preferences, model, named=named, kept_latents=kept, settings=settings)
+
+
+def _encode_together(order: RoundOrder, model: TextToImageModel, processes: Processes) -> None:
+    """Each of several processes encodes a part of the images, which all of them read."""
+    if processes.share.processes == 1:
+        return
+    settings = alignment_settings(order.config, order.round_index, order.seed_index)
+    with same_outcome(processes):
+        kept = order.config.sampling.keep_latents
+        encode_share(order.preferences, model, settings, processes.share, kept_latents=kept)
 
 
 def _timing(ref: ArtifactRef, device: str, processes: Processes) -> AbstractContextManager[dict[str, int | None]]:

@@ -21,7 +21,8 @@ def alignment_settings(run: RunConfig, round_index: int, seed_index: int = 0) ->
     Without `redraw` all rounds are one training, which the later ones take further.
     """
     names = "objective pairs_per_step learning_rate_schedule first_timestep beta anchor_weight preserve_weight "
-    names += "winner_preserving ema_decay caption_dropout caption_mixing mixed_precision optimizer spike_limit"
+    names += "winner_preserving ema_decay caption_dropout caption_mixing mixed_precision optimizer spike_limit "
+    names += "warmup_steps max_gradient_norm weight_decay timestep_sampling"
     config, reward = run.alignment, None
     values = config.model_dump(include=set(names.split()))
     if config.objective == "reward":
@@ -35,7 +36,6 @@ def alignment_settings(run: RunConfig, round_index: int, seed_index: int = 0) ->
         steps=rounds * config.steps,
         schedule_steps=config.steps if config.redraw else config.rounds * config.steps,
         seed=derive_seed(run.seed, "alignment", first, *repeated),
-        timestep_sampling="stratified",
         micro_batch=config.micro_batch or None,
         reward=reward,
     )

@@ -232,13 +232,27 @@ def order_pairs(data: AlignmentData, settings: AlignmentSettings, step: int) -> 
     A unit is what must not be divided between processes or steps: a pair, or a population for "popalign_exact". All
     units are visited once in a random order before any is visited again.
     """
+    return _ordered(data.population, settings, step)
+
+
+def drawn_pairs(population: Tensor, settings: AlignmentSettings) -> Tensor:
+    """Which pairs the steps of a training draw, bool (pairs,). population: as in `AlignmentData`."""
+    drawn = torch.zeros(len(population), dtype=torch.bool)
+    for step in range(settings.steps):
+        drawn[_ordered(population, settings, step)[0]] = True
+        if bool(drawn.all()):
+            break
+    return drawn
+
+
+def _ordered(population: Tensor, settings: AlignmentSettings, step: int) -> tuple[Tensor, Tensor]:
     if settings.objective != "popalign_exact":
-        pairs = rotate(len(data.winner), settings.pairs_per_step, settings.seed, step)
+        pairs = rotate(len(population), settings.pairs_per_step, settings.seed, step)
         return pairs, torch.arange(len(pairs))
-    position, sizes = number_populations(data.population)
+    position, sizes = number_populations(population)
     per_step = max(1, settings.pairs_per_step // int(sizes.max()))
     chosen = rotate(len(sizes), per_step, settings.seed, step)
-    members = [torch.nonzero(position == population).flatten() for population in chosen]
+    members = [torch.nonzero(position == number).flatten() for number in chosen]
     units = [torch.full((len(rows),), unit) for unit, rows in enumerate(members)]
     return torch.cat(members), torch.cat(units)
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from popalign_core.attributes import Axis
 from popalign_core.classification import AttributeClassifier, Status, attribute
+from popalign_core.models.latent_scaling import unscaled
 from popalign_core.models.sdxl import SdxlModel
 
 
@@ -21,8 +22,7 @@ def latent_shape(model: SdxlModel, image_size: int = 0) -> tuple[int, int, int]:
 def decode_latents(model: SdxlModel, latents: Tensor) -> np.ndarray:
     """Images, uint8 (n, h, w, 3), of latents (n, c, h, w) scaled as the UNet has them."""
     vae = model.pipeline.vae
-    scaled = latents / vae.config.scaling_factor + (getattr(vae.config, "shift_factor", None) or 0.0)
-    pixels = vae.decode(scaled.to(vae.device, vae.dtype), return_dict=False)[0]
+    pixels = vae.decode(unscaled(latents, vae.config).to(vae.device, vae.dtype), return_dict=False)[0]
     images: np.ndarray = model.pipeline.image_processor.postprocess(pixels.float(), output_type="np")
     return np.round(images * 255).astype(np.uint8)
 

@@ -35,6 +35,7 @@ from popalign_core.models.checkpoints import (
 )
 from popalign_core.models.denoisers import SdxlDenoiser, noise_schedule_of
 from popalign_core.models.families import SDXL, Family, check_prediction, largest_side, size_step
+from popalign_core.models.latent_scaling import scaled_moments
 from popalign_core.models.lora import FILE_NAME as LORA_FILE
 from popalign_core.models.prompt_embeddings import PromptEmbeddings, PromptEncoder
 
@@ -162,8 +163,8 @@ class PipelineModel:
         """
         vae = self.pipeline.vae
         posterior = vae.encode(pixels.to(self.device, vae.dtype)).latent_dist
-        factor, shift = vae.config.scaling_factor, getattr(vae.config, "shift_factor", None) or 0.0
-        return ((posterior.mean - shift) * factor).float().cpu(), (posterior.std * factor).float().cpu()
+        mean, deviation = scaled_moments(posterior.mean, posterior.std, vae.config)
+        return mean.float().cpu(), deviation.float().cpu()
 
 
 class SdxlModel(PipelineModel):

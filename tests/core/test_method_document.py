@@ -16,6 +16,7 @@ DOCUMENT = (ROOT / "docs" / "method.md").read_text(encoding="utf-8")
 PACKAGES = ("popalign_core.alignment.", "popalign_core.assessment.", "popalign_core.", "")
 DOTTED = re.compile(r"`([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+)`")
 LINK = re.compile(r"\[`([^`]+)`\]\(([^)]+)\)")
+EQUATION = re.compile(r"^ {4}.*\S {2,}\((\d+[a-z]?)\)$", re.MULTILINE)
 SECTION = re.compile(r"^### .*\(`([^)]*)`\)$")
 
 
@@ -84,6 +85,14 @@ def test_names_are_found_at_all() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_what_the_document_names_exists(name: str) -> None:
     assert exists(name), f"docs/method.md names {name}, which is neither in popalign_core nor a setting"
+
+
+def test_an_equation_has_a_number_of_its_own() -> None:
+    numbers = EQUATION.findall(DOCUMENT)
+    assert len(numbers) == len(set(numbers)), sorted(number for number in numbers if numbers.count(number) > 1)
+    whole = {int(number) for number in numbers if number.isdigit()}
+    assert whole == set(range(1, max(whole) + 1)), "no number is left out"
+    assert {number[:-1] for number in numbers if not number.isdigit()} <= {str(number) for number in whole}
 
 
 def test_a_name_that_is_none_is_noticed() -> None:

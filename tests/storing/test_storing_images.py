@@ -10,7 +10,7 @@ from storage.artifacts import ArtifactRef
 from storage.commit import staged_artifact
 from storage.errors import CorruptArtifact, SchemaMismatch
 from storage.images import FORMAT, decode_image, decode_images, encode_image
-from storage.tables import read_images, write_rows
+from storage.tables import read_images, stream_images, write_rows
 
 
 @settings(max_examples=25, deadline=None)
@@ -93,3 +93,20 @@ def test_only_the_row_groups_in_question_are_read(two_hundred):
     assert set(read_images(two_hundred, "night-1", ["base/0/70"])) == {"base/0/70"}
     with pytest.raises(CorruptArtifact):
         read_images(two_hundred, "night-1", ["base/0/5"])
+
+
+def test_images_come_a_row_group_at_a_time(two_hundred, monkeypatch):
+    really, read = pq.ParquetFile.read_row_groups, []
+
+    def watched(file, groups, *arguments):
+        read.append(groups)
+        return really(file, groups, *arguments)
+
+    monkeypatch.setattr(pq.ParquetFile, "read_row_groups", watched)
+    wanted = [f"base/{shard}/{index}" for shard in (1, 0) for index in (99, 3, 70)]
+    coming = stream_images(two_hundred, "night-1", wanted)
+    assert next(coming)[0] == "base/0/3"
+    assert read == [[0]]
+    found = [name for name, _ in coming]
+    assert found == ["base/0/70", "base/0/99", "base/1/3", "base/1/70", "base/1/99"]
+    assert read == [[0], [1], [0], [1]]

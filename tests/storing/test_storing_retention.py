@@ -9,6 +9,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -27,6 +28,7 @@ from storage.catalog import query, rebuild_catalog
 from storage.checkpoints import latest_checkpoint, staged_checkpoint
 from storage.commit import staged_artifact
 from storage.errors import CorruptArtifact, RemovedArtifact, RunInUse
+from storage.image_latents import read_latents, write_latents
 from storage.layout import Workspace
 from storage.locks import run_lock
 from storage.removal import remove
@@ -369,3 +371,11 @@ def test_a_table_below_a_part_and_a_card_beside_it_stay(workspace):
     (run,) = removable(workspace, replace(EVERYTHING, older_than_days=0), now=time.time() + 1)
     assert [part.names for part in run.parts] == [("unet/weights.safetensors",)]
     assert Path(run.parts[0].ref.folder).is_dir()
+
+
+def test_latents_encoded_for_training_go_with_checkpoints(runs):
+    write_latents(runs, "held", "vae", "abc", (np.zeros(3, np.float32), np.ones(3, np.float32)))
+    before = contents(runs)
+    remove(runs, replace(EVERYTHING, what=frozenset({"checkpoints"})), none_protected, NOW)
+    assert "held/.latents/vae/abc.npz" in gone(before, runs)
+    assert read_latents(runs, "held", "vae", "abc") is None

@@ -1,10 +1,12 @@
 """Models that differ in their training seed alone, beside each other."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 
-from popalign_core.config import with_settings
+from popalign_core.alignment.settings import AlignmentSettings
+from popalign_core.config import AlignmentConfig, with_settings
+from popalign_core.presets import preset
 from storage.tables import read_artifact
 from tasks.run import BASE
 from tasks.seeds import record_seeds
@@ -52,3 +54,20 @@ def test_another_seed_changes_the_seed_and_the_names_alone(written_run, redraw: 
     assert [order.ref.key for order in orders] == [trained_model(2), "round-2-seed-1"]
     assert orders[0].checkpoints[2] != orders[1].checkpoints[2]
     assert [RoundOrder.from_json(order.to_json()) for order in orders] == orders
+
+
+def test_every_setting_of_a_training_can_be_configured() -> None:
+    derived = {"seed", "schedule_steps", "reward"}
+    assert {field.name for field in fields(AlignmentSettings)} - derived <= AlignmentConfig.model_fields.keys()
+    given = {"warmup_steps": 3, "max_gradient_norm": 0.5, "weight_decay": 0.25, "timestep_sampling": "uniform"}
+    config = with_settings(preset("emoji"), {f"alignment.{name}": str(value) for name, value in given.items()})
+    found, usual = alignment_settings(config, 1), alignment_settings(preset("emoji"), 1)
+    assert {name: getattr(found, name) for name in given} == given
+    assert [getattr(usual, name) for name in given] == [0, 1.0, 0.01, "stratified"]
+
+
+def test_the_preset_of_the_paper_warms_up_over_its_one_training_as_the_papers_code_does() -> None:
+    settings = alignment_settings(preset("sdxl-paper"), 5)
+    assert (settings.steps, settings.timestep_sampling) == (750, "uniform")
+    rates = [settings.learning_rate_at(step) for step in (0, 99, 199, 200, 749)]
+    assert rates == pytest.approx([5e-7 / 200, 2.5e-7, 5e-7, 5e-7, 5e-7])
