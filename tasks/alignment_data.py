@@ -18,7 +18,8 @@ from storage.tables import read_artifact, read_images, read_rows
 from tasks.embeddings import provide_embeddings
 from tasks.run import read_prompts
 
-ENCODE_BATCH = 64
+# At once, and of no more pixels than one image of SDXL has: the VAE takes 2.5 GiB for that in float32.
+ENCODE_BATCH, ENCODE_PIXELS = 64, 1024**2
 
 
 def alignment_data(
@@ -106,10 +107,16 @@ def _named_captions(preferences: ArtifactRef, pairs: Sequence[Mapping[str, Any]]
     return [text_of[prompt_of[winner]] for winner in winners], [named.get(key) for key in shown]
 
 
+def encode_batch(side: int) -> int:
+    """Images of so many pixels a side that the VAE encodes at once."""
+    return max(1, min(ENCODE_BATCH, ENCODE_PIXELS // side**2))
+
+
 def _encoded(images: Sequence[bytes], model: TextToImageModel) -> tuple[torch.Tensor, torch.Tensor]:
     means, deviations = [], []
-    for start in range(0, len(images), ENCODE_BATCH):
-        pixels = decode_images(images[start : start + ENCODE_BATCH])
+    size = encode_batch(decode_images(images[:1]).shape[1])
+    for start in range(0, len(images), size):
+        pixels = decode_images(images[start : start + size])
         tensor = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
         mean, deviation = model.encode_images(tensor)
         means.append(mean)
