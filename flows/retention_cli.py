@@ -41,7 +41,8 @@ def plan(
     rows, notes = memory_rows(config)
     for row in rows:
         memory.add_row(*map(escape, (row.stage, row.setting, row.needed, row.parts)))
-    console.print(memory)
+    if rows:
+        console.print(memory)
     if detect:
         notes += _print_detection(config, str(workspace), detect)
     for note in (*found.notes, *notes):

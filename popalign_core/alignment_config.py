@@ -75,7 +75,8 @@ class AlignmentConfig(StageConfig):
         Field(
             title="Micro-batch",
             ge=0,
-            description="Pairs in a pass; the gradient is that of the whole step. 0 = all of a process's at once.",
+            description="Pairs in a pass (reward: images, or steps of them); the gradient is that of the whole step. "
+            "0 = all of a process's at once.",
         ),
     ] = 0
     mixed_precision: Annotated[

@@ -2,7 +2,7 @@
 
 import weakref
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -22,13 +22,18 @@ class Used:
     flop: float
 
 
-def count_use(computation: Callable[[], object]) -> Used:
+# Bytes an element that kernels take while they run: of a matrix of attention, which of its entries are -infinity.
+_INSIDE = {torch.ops.aten._safe_softmax.default: 1}
+
+
+def count_use(computation: Callable[[], object], *, whole_attention: bool = False) -> Used:
     """Runs it once. Attention is taken to be a fused kernel, which keeps its inputs, its output and a row of sums.
 
+    whole_attention: torch's kernel "math" instead, which makes the matrix of every head, in float32.
     Not counted: what kernels take inside, the allocator's fragments, the CUDA context.
     """
     live, attention = LiveBytes(), _Attention()
-    with live, attention.standing_in():
+    with live, nullcontext() if whole_attention else attention.standing_in():
         computation()
     return Used(live.peak, live.flop + attention.flop)
 
@@ -56,6 +61,8 @@ class LiveBytes(TorchDispatchMode):
             # What came in was made outside, unless it is known already; a view is its input's storage.
             if isinstance(leaf, Tensor) and _place(leaf) not in inputs:
                 self._add(leaf)
+        if (inside := _INSIDE.get(func)) is not None:
+            self.peak = max(self.peak, self.now + inside * result.numel())
         return result
 
     def _add(self, tensor: Tensor) -> None:

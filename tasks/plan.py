@@ -8,10 +8,11 @@ from pathlib import Path
 
 from popalign_core.config import RunConfig
 from popalign_core.errors import InvalidInput
+from popalign_core.models.architecture import ArchitectureUnknown
 from popalign_core.stated_costs import table_bytes
 from popalign_core.workload import ASSESSED, GROUPS, Workload, drawn_places, workload
 from storage.layout import MARKER, WORKSPACE_VARIABLE, Workspace
-from tasks.memory_plan import stage_footprint
+from tasks.memory_plan import Stage, stage_footprint
 from tasks.quality import PURPOSES
 from tasks.rates import (
     Rate,
@@ -134,7 +135,7 @@ def _work_rows(config: RunConfig, work: Workload, left: Left, records: Sequence[
             yield PlanRow("expansion", f"{split}: {count:,} neutral and {work.specific[split]:,} specific prompts")
     rate = sampling_rate(records, config)
     size = image_size(records, config)
-    flop = stage_footprint(config, "sampling").flop
+    flop = _counted_flop(config, "sampling")
     for group, title in GROUPS.items():
         sets = [part for part in left.sets if part.wanted.group == group]
         for row in _sampling_row(title, sets, rate, size, config.sampling.batch_size):
@@ -150,13 +151,22 @@ def _work_rows(config: RunConfig, work: Workload, left: Left, records: Sequence[
         steps, pairs = (sum(getattr(part, name) for part in left.trainings) for name in ("steps", "pairs"))
         what = f"{_counted(len(left.trainings), 'round')}, {steps:,} steps of {config.alignment.pairs_per_step} pairs"
         row = _timed("alignment", what, training_rate(records, config), pairs)
-        yield replace(row, flop=pairs * stage_footprint(config, "training").flop)
+        units = steps if config.alignment.objective == "reward" else pairs
+        yield replace(row, flop=units * _counted_flop(config, "training"))
     if left.measured:
         count = sum(part.images for part in work.image_sets if part.group in ASSESSED)
         scored = sum(part.images for part in work.image_sets if part.group in PURPOSES)
         for kind in config.quality.sources:
             yield _timed("scoring", f"{scored:,} images, {kind}", scoring_rate(records, config, kind), scored)
         yield _timed("assessment", f"comparison over {count:,} images", measurement_rate(records, config), count)
+
+
+def _counted_flop(config: RunConfig, stage: Stage) -> float:
+    """Of one unit of a stage; 0 where it cannot be counted, which the part on memory says."""
+    try:
+        return stage_footprint(config, stage).flop
+    except ArchitectureUnknown:
+        return 0.0
 
 
 def _sampling_row(title: str, sets: Sequence[LeftSet], rate: Rate, size: Size, batch_size: int) -> Iterator[PlanRow]:

@@ -33,6 +33,8 @@ def reward_data(order: RoundOrder, model: TextToImageModel) -> RewardData:
             encoded["empty_pooled"],
         ),
         targets=tuple(ParityTarget(axis, axis.uniform()) for axis in axes),
-        label=latent_labeller(model, builder, axes, config.classification.min_confidence),
+        label=latent_labeller(
+            model, builder, axes, config.classification.min_confidence, at_once=config.alignment.micro_batch
+        ),
         shape=latent_shape(model, config.sampling.image_size),
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 from safetensors import safe_open
 
 from popalign_core.config import RunConfig
-from popalign_core.models.architecture import architecture_of
+from popalign_core.models.architecture import ArchitectureUnknown, architecture_of, sdxl_as_shipped
 from popalign_core.models.checkpoints import check_pipeline_folder, resolve_source
 from popalign_core.models.families import SDXL
 from popalign_core.models.sdxl import DTYPES
@@ -77,10 +77,14 @@ def image_size(records: Sequence[Record], config: RunConfig) -> Size:
 
 
 def latents_size(config: RunConfig) -> Size:
-    """Of the latents of one image, where they are kept: noise hardly compresses."""
-    model, sampling = architecture_of(config.model), config.sampling
+    """Of the latents of one image, where they are kept: noise hardly compresses. SDXL's for a model not known here."""
+    sampling, how = config.sampling, "by calculation"
+    try:
+        model = architecture_of(config.model)
+    except ArchitectureUnknown:
+        model, how = sdxl_as_shipped(), "stated default"
     size = model.latent_elements(sampling.image_size) * DTYPES[sampling.dtype].itemsize
-    return Size(size, f"by calculation: {size:,} B an image, {model.source}")
+    return Size(size, f"{how}: {size:,} B an image, {model.source}")
 
 
 def model_size(config: RunConfig) -> ModelSize:

@@ -5,6 +5,9 @@ image, and the gradient of its expectation is E[reward * sum over steps of grad 
 are relative to the other images of the prompt (GRPO; for diffusion Flow-GRPO, arXiv 2505.05470, and DanceGRPO, arXiv
 2505.07818), and of each image some steps only are differentiated, as in the latter. Every update draws its own images,
 so that ratios of importance are 1 and there is nothing to clip.
+
+The advantages of a group are known before its gradient is computed, and that is a sum over images and steps: micro-
+batches add up to it, whatever their size.
 """
 
 import math
@@ -130,14 +133,18 @@ def draw_group(state: TrainingState, data: RewardData, chain: DenoisingChain, pr
         rows.empty_pooled.to(device),
     )
     seeds = [derive_seed(settings.seed, "reward", name, state.step, place, index) for index in range(size)]
-    states = chain.roll_out(state.policy.denoiser, conditions, seeds, data.shape)
+    drawn: list[Tensor] = []
+    for part in _parts(size, settings):
+        one = conditions.rows(part.to(device))
+        drawn.append(chain.roll_out(state.policy.denoiser, one, seeds[part[0] : part[-1] + 1], data.shape))
+    states = torch.cat(drawn, dim=1)
     cells = data.label(states[-1])
     rewards, advantages = (torch.from_numpy(values).float() for values in parity_rewards(cells, data.targets))
     return Group(conditions, states, advantages, rewards, cells)
 
 
 def _accumulate(state: TrainingState, chain: DenoisingChain, group: Group, place: int) -> float:
-    """Add a group's part of the gradient; returns its loss."""
+    """Add a group's part of the gradient, of `settings.micro_batch` steps of images at a time; returns its loss."""
     reward = state.settings.reward
     assert reward is not None  # checked in train_on_reward
     images, places = chosen_steps(chain, state.settings, derive_seed(state.settings.seed, "steps", state.step, place))
@@ -146,6 +153,24 @@ def _accumulate(state: TrainingState, chain: DenoisingChain, group: Group, place
         images, places = images[moving], places[moving]
     if len(images) == 0:
         return 0.0
+    total = torch.zeros((), device=group.states.device)
+    for part in _parts(len(images), state.settings):
+        losses = _losses(state, chain, group, images[part], places[part])
+        loss = losses.sum() / (reward.group_size * reward.trained_steps)
+        (loss / reward.groups).backward()  # pyright: ignore[reportUnknownMemberType]
+        total += loss.detach()
+    return total.item()
+
+
+def _parts(count: int, settings: AlignmentSettings) -> tuple[Tensor, ...]:
+    """Positions of what passes through the model at once."""
+    return torch.split(torch.arange(count), settings.micro_batch or count)
+
+
+def _losses(state: TrainingState, chain: DenoisingChain, group: Group, images: Tensor, places: Tensor) -> Tensor:
+    """Of those steps of those images, (b,)."""
+    reward = state.settings.reward
+    assert reward is not None  # checked in train_on_reward
     device = group.states.device
     before = group.states[places.to(device), images.to(device)]
     after = group.states[(places + 1).to(device), images.to(device)]
@@ -160,9 +185,7 @@ def _accumulate(state: TrainingState, chain: DenoisingChain, group: Group, place
     if reference is not None:
         # Two Gaussians of one deviation: their divergence is that of their means.
         losses = losses - reward.kl_weight * step_log_density(reference, mean, deviation)
-    loss = losses.sum() / (reward.group_size * reward.trained_steps)
-    (loss / reward.groups).backward()  # pyright: ignore[reportUnknownMemberType]
-    return loss.item()
+    return losses
 
 
 def chosen_steps(chain: DenoisingChain, settings: AlignmentSettings, seed: int) -> tuple[Tensor, Tensor]:

@@ -27,8 +27,9 @@ class AlignmentSettings:
     winner_preserving: shrink the push away from a loser so that the winner's error does not rise to first order.
     schedule_steps: steps at which the learning rate schedule ends, None for `steps`. first_timestep: images with less
     noise than at this one are not trained on. micro_batch: pairs that a process passes through the model at once, None
-    for all of its own. mixed_precision: passes in bfloat16, weights and optimizer in float32. spike_limit: see
-    `spikes.spike_score`; None switches it off.
+    for all of its own; of "reward" images where it draws and steps of images where it learns, None for a whole group.
+    mixed_precision: passes in bfloat16, weights and optimizer in float32. spike_limit: see `spikes.spike_score`; None
+    switches it off.
     reward: for the objective "reward" alone.
 
     Raises: UnknownName, InvalidInput.

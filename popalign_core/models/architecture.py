@@ -1,31 +1,52 @@
 """What a model is made of, from its configuration files; its networks are built on meta tensors, without weights."""
 
 import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from math import prod
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
+import diffusers
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+import transformers
+from diffusers import AutoencoderKL
 from huggingface_hub import hf_hub_download  # pyright: ignore[reportUnknownVariableType]
-from safetensors import safe_open
 
-from popalign_core.models.checkpoints import is_path, read_config, resolve_source
+from popalign_core.errors import PopalignError
+from popalign_core.models.checkpoints import absent_parts, is_path, read_config, resolve_source
+from popalign_core.models.families import SDXL, Family, family_named
+from popalign_core.models.lora import Network
 
-SDXL = Path(__file__).with_name("sdxl_base.json")
+SDXL_ID = "stabilityai/stable-diffusion-xl-base-1.0"
+SHIPPED = Path(__file__).with_name("sdxl_base.json")
 TIMEOUT_SECONDS = 5.0
+_LATENT_CHANNELS = 4
+
+
+class ArchitectureUnknown(PopalignError):
+    """What a model is made of cannot be told here, so its memory and arithmetic are not counted."""
+
+    template = (
+        "memory and arithmetic are not counted for {model}: its configuration is not here. They are once it is in this "
+        "machine's cache of the hub, or where model is its folder."
+    )
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """unet, vae: configurations as JSON text. text_elements: of both text encoders. source: where they come from."""
+    """denoiser, vae: configurations as JSON text. text_elements: of all text encoders. source: where they come from."""
 
-    unet: str
+    family: Family
+    denoiser: str
     vae: str
     text_elements: int
     source: str
+
+    @property
+    def denoiser_name(self) -> str:
+        """What people call the part that predicts."""
+        return "UNet" if self.family.denoiser == "unet" else self.family.denoiser
 
     @property
     def pixels_per_latent(self) -> int:
@@ -34,8 +55,8 @@ class Architecture:
 
     @property
     def native_side(self) -> int:
-        """Pixels a side that the UNet was trained at."""
-        return int(json.loads(self.unet)["sample_size"]) * self.pixels_per_latent
+        """Pixels a side that the denoiser was trained at."""
+        return int(json.loads(self.denoiser)["sample_size"]) * self.pixels_per_latent
 
     def latent_side(self, side: int) -> int:
         """Latent positions along each side of an image. side: its pixels, 0 = the model's own."""
@@ -43,61 +64,77 @@ class Architecture:
 
     def latent_elements(self, side: int) -> int:
         """Of the latents of one image. side: its pixels, 0 = the model's own."""
-        return int(json.loads(self.vae)["latent_channels"]) * self.latent_side(side) ** 2
+        return int(json.loads(self.vae).get("latent_channels", _LATENT_CHANNELS)) * self.latent_side(side) ** 2
 
 
-@lru_cache(maxsize=8)
 def architecture_of(model: str) -> Architecture:
-    """Of an embedded name, a pipeline folder, or a hub id whose configuration can be had; else SDXL's, and it says so.
+    """Of an embedded name, a pipeline folder, or a hub id whose configuration can be had. SDXL's is shipped.
 
-    Raises: ModelNotUsable where a folder's configuration is not readable.
+    Raises: ModelNotUsable where a configuration is not readable or of no family; ArchitectureUnknown.
     """
     folder = Path(resolve_source(model))
     if folder.is_dir():
-        unet, vae = (json.dumps(read_config(folder / part / "config.json"), sort_keys=True) for part in ("unet", "vae"))
-        texts = sum(_elements(folder / part) for part in ("text_encoder", "text_encoder_2"))
-        return Architecture(unet, vae, texts, "the model's files")
-    known = read_config(SDXL)
-    texts = int(known["text_elements"])
-    if not is_path(model):
-        try:
-            unet, vae = (json.dumps(read_config(_from_hub(model, part)), sort_keys=True) for part in ("unet", "vae"))
-            return Architecture(unet, vae, texts, f"the configuration of {model}")
-        # Whatever keeps the hub away: the plan is then of the known model.
-        except (OSError, ValueError):
-            pass
-    unet, vae = (json.dumps(known[part], sort_keys=True) for part in ("unet", "vae"))
-    return Architecture(unet, vae, texts, "SDXL's configuration, as shipped")
+        return _of_folder(folder)
+    found = None if is_path(model) else _of_hub(model)
+    if found is None:
+        raise ArchitectureUnknown(model=model)
+    return found
 
 
-def _from_hub(model: str, part: str) -> Path:
-    return Path(hf_hub_download(model, "config.json", subfolder=part, etag_timeout=TIMEOUT_SECONDS))
+@lru_cache(maxsize=8)
+def _of_folder(folder: Path) -> Architecture:
+    return _read(lambda name: read_config(folder / name), folder, "the model's files")
 
 
-def _elements(folder: Path) -> int:
-    """Of all weights in a folder's safetensors, from their headers."""
-    total = 0
-    for path in folder.glob("*.safetensors"):
-        with cast("Any", safe_open(path, "numpy")) as file:
-            total += sum(prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
-    return total
+@lru_cache(maxsize=8)
+def _of_hub(model: str) -> Architecture | None:
+    try:
+        return _read(lambda name: read_config(_from_hub(model, name)), model, f"the configuration of {model}")
+    except (OSError, ValueError):  # whatever keeps the hub away
+        return sdxl_as_shipped() if model == SDXL_ID else None
 
 
-def meta_unet(config: str, dtype: torch.dtype) -> UNet2DConditionModel:
-    """A UNet without weights."""
+def _from_hub(model: str, name: str) -> Path:
+    return Path(hf_hub_download(model, name, etag_timeout=TIMEOUT_SECONDS))
+
+
+def sdxl_as_shipped() -> Architecture:
+    """SDXL's, without its files."""
+    known = read_config(SHIPPED)
+    denoiser, vae = (json.dumps(known[part], sort_keys=True) for part in ("unet", "vae"))
+    return Architecture(SDXL, denoiser, vae, int(known["text_elements"]), "SDXL's configuration, as shipped")
+
+
+def _read(read: Callable[[str], dict[str, Any]], model: object, source: str) -> Architecture:
+    """read: the settings in a file of the model, by the file's name in it."""
+    index = read("model_index.json")
+    family = family_named(index.get("_class_name"), model)
+    denoiser, vae = (json.dumps(read(f"{part}/config.json"), sort_keys=True) for part in (family.denoiser, "vae"))
+    encoders = [part for part in family.text_encoders if part not in absent_parts(family, index)]
+    texts = sum(_text_elements(index, part, read(f"{part}/config.json")) for part in encoders)
+    return Architecture(family, denoiser, vae, texts, source)
+
+
+def _text_elements(index: Mapping[str, Any], part: str, config: dict[str, Any]) -> int:
+    """Of a text encoder as it will be loaded: its folder may hold the weights more than once, in several formats."""
+    kind = getattr(transformers, index[part][1])
     with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(_settings(config))
-    torch.nn.Module.to(unet, dtype)  # diffusers' own warns that nothing stays in float32
-    return unet
+        encoder = kind(kind.config_class.from_dict(config))
+    return sum(parameter.numel() for parameter in encoder.parameters())
 
 
-def meta_vae(config: str, dtype: torch.dtype) -> AutoencoderKL:
-    """An autoencoder without weights."""
+def meta_denoiser(model: Architecture, dtype: torch.dtype) -> Network:
+    """The UNet or transformer without weights."""
     with torch.device("meta"):
-        vae = AutoencoderKL.from_config(_settings(config))
+        network = getattr(diffusers, model.family.network).from_config(json.loads(model.denoiser))
+    torch.nn.Module.to(network, dtype)  # diffusers' own warns that nothing stays in float32
+    return network
+
+
+def meta_vae(model: Architecture, dtype: torch.dtype) -> AutoencoderKL:
+    """The autoencoder without weights."""
+    kind: Any = AutoencoderKL
+    with torch.device("meta"):
+        vae = kind.from_config(json.loads(model.vae))
     torch.nn.Module.to(vae, dtype)
     return vae
-
-
-def _settings(config: str) -> dict[str, Any]:
-    return cast("dict[str, Any]", json.loads(config))

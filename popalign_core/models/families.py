@@ -18,7 +18,7 @@ class Family:
     network: the class of that. text_encoders, tokenizers: parts in the order of the pipeline. optional: of these, the
     ones that may be absent (null in `model_index.json`). schedulers: the samplers that fit. noise: the class of its own
     scheduler where only one is right, else empty. conditioning: pieces of the names of the parameters through which the
-    caption enters. tag: what model hubs call it.
+    caption enters. tokens: the most that its pipeline makes of a caption. tag: what model hubs call it.
     """
 
     title: str
@@ -29,6 +29,7 @@ class Family:
     tokenizers: tuple[str, ...]
     schedulers: tuple[str, ...]
     conditioning: tuple[str, ...]
+    tokens: int
     tag: str
     optional: frozenset[str] = frozenset()
     noise: str = ""
@@ -49,6 +50,7 @@ class Family:
             raise UnknownName(kind=f"sampling.scheduler for {self.title}", got=name, known=self.schedulers)
 
 
+_CLIP_TOKENS = 77
 _DIFFUSION = ("ddim", "euler", "dpm++", "lcm")
 SDXL = Family(
     title="SDXL",
@@ -59,6 +61,7 @@ SDXL = Family(
     tokenizers=("tokenizer", "tokenizer_2"),
     schedulers=_DIFFUSION,
     conditioning=(".attn2.", ".add_embedding."),
+    tokens=_CLIP_TOKENS,
     tag="stable-diffusion-xl",
 )
 STABLE_DIFFUSION = Family(
@@ -70,6 +73,7 @@ STABLE_DIFFUSION = Family(
     tokenizers=("tokenizer",),
     schedulers=_DIFFUSION,
     conditioning=(".attn2.",),
+    tokens=_CLIP_TOKENS,
     tag="stable-diffusion",
 )
 STABLE_DIFFUSION_3 = Family(
@@ -92,6 +96,8 @@ STABLE_DIFFUSION_3 = Family(
         ".add_v_proj.",
         ".to_add_out.",
     ),
+    # T5's come after CLIP's, zeros where there is no T5.
+    tokens=_CLIP_TOKENS + 256,
     tag="stable-diffusion-3",
 )
 FAMILIES = {family.pipeline: family for family in (SDXL, STABLE_DIFFUSION, STABLE_DIFFUSION_3)}

@@ -1,207 +1,176 @@
-"""Device memory and arithmetic of sampling and training, by running them on meta tensors: nothing is loaded."""
+"""Device memory and arithmetic of sampling, by running it on meta tensors: nothing is loaded."""
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import SD3Transformer2DModel
+from torch import Tensor, nn
 
-from popalign_core.alignment.adapters import TrainablePart
+from popalign_core.acceleration import VaeDtype
 from popalign_core.live_memory import Used, count_use
-from popalign_core.models.architecture import Architecture, meta_unet, meta_vae
-from popalign_core.models.denoisers import sharded_groups
-from popalign_core.models.lora import add_lora
+from popalign_core.models.approximate import store_in_fp8
+from popalign_core.models.architecture import Architecture, meta_denoiser, meta_vae
+from popalign_core.models.attention import UnetAttention, fuse_projections
+from popalign_core.models.families import SDXL, STABLE_DIFFUSION_3
+from popalign_core.models.lora import Network
 from popalign_core.models.sdxl import DTYPES, DtypeName
 
-FLOAT32_BYTES = 4
-TOKENS = 77
-# Where the caption enters, as `popalign_core.alignment.adapters` names it.
-_CONDITIONING = (".attn2.", ".add_embedding.")
+_TIME_IDS = 6
+Parts = tuple[tuple[str, float], ...]
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """parts: (what, bytes) at the moment of the peak, most lasting first. flop: of one image, or of one pair."""
+    """parts: (what, bytes) at the moment of the peak, most lasting first.
 
-    parts: tuple[tuple[str, float], ...]
+    flop: of one image, of one pair, or of one update of a policy gradient.
+    """
+
+    parts: Parts
     flop: float
 
     @property
     def bytes(self) -> float:
         """All parts together."""
-        return sum(size for _, size in self.parts)
+        return total(self.parts)
+
+
+def total(parts: Parts) -> float:
+    """Bytes of all parts."""
+    return sum(size for _, size in parts)
+
+
+def at_the_peak(moments: Iterable[Parts]) -> Parts:
+    """Of the moments that take turns the one that needs the most, without what is empty in it."""
+    return tuple((name, float(size)) for name, size in max(moments, key=total) if size)
 
 
 @dataclass(frozen=True)
-class TrainingShape:
-    """What decides a step's memory. side: pixels of an image, 0 = the model's own. pairs: in one pass.
+class SamplingShape:
+    """What decides the memory of drawing a batch of images.
 
-    images_each: of a pair, 3 where named captions are preserved. dtype: of a frozen UNet under a LoRA. mixed: full
-    fine-tuning with passes in bfloat16; else they are float32. averaged: whether a moving average of the weights is
-    kept. further: whether a LoRA of an earlier round is the reference, kept beside the new one. eight_bit: AdamW's
-    moments. shards: processes that what stays is divided over, in full fine-tuning.
+    side: pixels of an image, 0 = the model's own. decoded: images that the VAE decodes at once. passes: calls of the
+    denoiser for an image, those of guidance counted. math_attention: the kernel that keeps the whole matrix.
+    encoders_stay: on a CPU the text encoders lie in the memory that is counted; on a GPU only while they encode.
+    The rest: see `Acceleration` and `ApproximateConfig`.
     """
 
     side: int
-    pairs: int
+    batch: int
+    decoded: int
     dtype: DtypeName
-    lora_rank: int
-    trainable: TrainablePart
-    checkpointing: bool
-    images_each: int = 2
-    mixed: bool = False
-    averaged: bool = False
-    further: bool = False
-    eight_bit: bool = False
-    shards: int = 1
-
-    @property
-    def computed_in(self) -> DtypeName:
-        """Number format of the passes."""
-        return self.dtype if self.lora_rank else "bfloat16" if self.mixed else "float32"
+    passes: int
+    guided: bool
+    vae_dtype: VaeDtype = "model"
+    fp8_weights: bool = False
+    fused_projections: bool = False
+    math_attention: bool = False
+    cuda_graphs: bool = False
+    encoders_stay: bool = False
 
 
 @lru_cache(maxsize=64)
-def sampling_footprint(
-    model: Architecture, *, side: int, batch: int, decoded: int, dtype: DtypeName, passes: int, guided: bool
-) -> Footprint:
-    """Of drawing a batch of images: UNet, VAE and text encoders loaded in the dtype.
+def sampling_footprint(model: Architecture, shape: SamplingShape) -> Footprint:
+    """Of drawing a batch of images, the most of these moments: loading, encoding prompts, denoising, decoding.
 
-    decoded: images that the VAE decodes at once. passes: calls of the UNet for an image, those of guidance counted.
+    Prompts are encoded one at a time, and what that takes beside the encoders is not counted; nor is what
+    `cache_every` keeps. Upper bounds, where the count is not exact: weights in 8 bits are taken to lie beside the
+    widest layer's in the dtype, which is made for its call; a graph keeps all that a call of the denoiser takes.
+    Raises: InvalidInput for fused projections of a network that has none.
     """
-    number, latents = DTYPES[dtype], model.latent_side(side)
-    unet, step = _unet_step(model, latents, batch * (2 if guided else 1), number)
-    # The original VAE overflows in float16, so diffusers decodes in float32.
-    upcast = number == torch.float16 and meta_vae(model.vae, number).config.force_upcast
-    vae = meta_vae(model.vae, torch.float32 if upcast else number)
-    weight = next(vae.parameters())
-    inputs = torch.empty(decoded, vae.config.latent_channels, latents, latents, device="meta", dtype=weight.dtype)
-    with torch.no_grad():
-        decoding = count_use(lambda: vae.decode(inputs, return_dict=False))
-    name, most = max((("activations of the UNet", step), ("activations of the VAE", decoding)), key=_peak)
-    parts = (
-        ("UNet", _bytes(unet)),
-        ("VAE", _bytes(vae)),
-        ("text encoders", float(model.text_elements * number.itemsize)),
-        (name, float(most.peak_bytes)),
+    number, latents = DTYPES[shape.dtype], model.latent_side(shape.side)
+    rows = shape.batch * (2 if shape.guided else 1)
+    whole = shape.math_attention
+    loaded, step = _denoising(model, latents, rows, number, whole, shape.fused_projections)
+    stored, widest = _in_fp8(model, number) if shape.fp8_weights else (loaded, 0.0)
+    vae = meta_vae(model, vae_number(model, shape.dtype, shape.vae_dtype))
+    decoding = count_decoding(vae, shape.decoded, latents, whole_attention=whole)
+    texts = ("text encoders", float(model.text_elements * number.itemsize))
+    first = (("VAE", parameter_bytes(vae)), *((texts,) if shape.encoders_stay else ()))
+    name = model.denoiser_name
+    lasting = ((name, stored), *first)
+    graph = (("the CUDA graph's own", float(step.peak_bytes)),) if shape.cuda_graphs else ()
+    parts = at_the_peak(
+        (
+            ((name, loaded), *first),
+            ((name, stored), *first[:1], texts),
+            (*lasting, (f"activations of the {name}", step.peak_bytes + widest)),
+            (*lasting, *graph, ("activations of the VAE", float(decoding.peak_bytes))),
+        )
     )
-    images = batch * (2 if guided else 1)
-    return Footprint(parts, passes * step.flop / images + decoding.flop / decoded)
-
-
-def _peak(named: tuple[str, Used]) -> int:
-    return named[1].peak_bytes
+    return Footprint(parts, shape.passes * step.flop / rows + decoding.flop / shape.decoded)
 
 
 @lru_cache(maxsize=8)
-def _unet_step(
-    model: Architecture, latents: int, images: int, number: torch.dtype
-) -> tuple[UNet2DConditionModel, Used]:
-    unet = meta_unet(model.unet, number).eval().requires_grad_(False)
-    call = unet_call(unet, latents, images)
+def _denoising(
+    model: Architecture, latents: int, rows: int, number: torch.dtype, whole_attention: bool, fused: bool
+) -> tuple[float, Used]:
+    """Bytes of the denoiser's weights, and a call of it."""
+    network = meta_denoiser(model, number).eval().requires_grad_(False)
+    if fused:
+        fuse_projections(network)
+        network.set_attn_processor(UnetAttention(fused=True))
+    call = network_call(network, latents, rows)
     with torch.no_grad():
-        return unet, count_use(call)
+        return parameter_bytes(network), count_use(call, whole_attention=whole_attention)
 
 
-def unet_call(unet: UNet2DConditionModel, latents: int, images: int) -> Any:
-    """A call of the UNet on inputs of that many images, made where its weights are; returns its prediction."""
-    weight = next(unet.parameters())
-    config = unet.config
-    settings: dict[str, Any] = {"device": weight.device, "dtype": unet.conv_in.weight.dtype}
-    pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
-    arguments = (
-        torch.randn(images, config.in_channels, latents, latents, **settings),
-        torch.zeros(images, device=weight.device, dtype=torch.int64),
-        torch.randn(images, TOKENS, config.cross_attention_dim, **settings),
+def _in_fp8(model: Architecture, number: torch.dtype) -> tuple[float, float]:
+    """Bytes of the denoiser's weights, and of its widest layer's as it computes."""
+    network: Any = meta_denoiser(model, number)
+    store_in_fp8(network, number)
+    narrow = (
+        sum(weight.numel() for weight in layer.parameters(recurse=False) if weight.dtype == torch.float8_e4m3fn)
+        for layer in network.modules()
     )
-    conditions = {
-        "text_embeds": torch.randn(images, pooled, **settings),
-        "time_ids": torch.zeros(images, 6, **settings),
-    }
-    return lambda: unet(*arguments, added_cond_kwargs=conditions, return_dict=False)[0]
+    return parameter_bytes(network), float(max(narrow) * number.itemsize)
 
 
-@lru_cache(maxsize=64)
-def training_footprint(model: Architecture, shape: TrainingShape) -> Footprint:
-    """Of one training step: what stays, and the most that a step adds; flop of a pair, the reference counted.
-
-    UNet, VAE and text encoders are loaded. Gradients, AdamW's two moments and the average are float32 of what is
-    trained; AdamW works on a copy of the second moment. Full fine-tuning has a second UNet as its reference; in mixed
-    precision that one is bfloat16, and so is a copy of the weights that the passes compute with. Where sharded, a part
-    of all this, and what is gathered for a moment; the copy for the passes is whole except under checkpointing.
-    """
-    computed, stored = DTYPES[shape.computed_in], DTYPES[shape.dtype] if shape.lora_rank else torch.float32
-    unet = meta_unet(model.unet, computed)
-    base = _elements(unet)
-    prepare_training(unet, shape)
-    latents = model.latent_side(shape.side)
-    step, reference = training_step(unet, latents, shape.pairs * shape.images_each, keep_gradients=shape.shards == 1)
-    count = sum(p.numel() for p in unet.parameters() if p.requires_grad)
-    trained = FLOAT32_BYTES * count / shape.shards
-    seen = count * (4 if shape.lora_rank else computed.itemsize) if shape.shards == 1 else 0
-    held, passing = base / shape.shards, base * computed.itemsize if shape.mixed and not shape.lora_rank else 0
-    frozen = model.text_elements + _elements(meta_vae(model.vae, computed))
-    parts = {
-        "UNet": held * stored.itemsize,
-        "LoRA" if shape.lora_rank else "reference": trained if shape.lora_rank else held * computed.itemsize,
-        "weights to compute with": 0 if shape.shards > 1 and shape.checkpointing else passing,
-        "gathered for a moment": _gathered(unet) * (2 * FLOAT32_BYTES + 2 * shape.mixed) if shape.shards > 1 else 0,
-        "VAE and text encoders": frozen * stored.itemsize,
-        "gradients": trained,
-        "AdamW's moments": trained / 2 if shape.eight_bit else 2 * trained,
-        "copies of what is trained": trained * (shape.averaged + bool(shape.further and shape.lora_rank)),
-        # The peak of a pass holds the gradients that are there by then; the optimizer comes after it.
-        "activations": max(step.peak_bytes - seen, trained),
-    }
-    if shape.shards > 1:
-        # Every process loads the model whole before it keeps a part.
-        parts["loaded at first"] = max(0.0, (base + frozen) * stored.itemsize - sum(parts.values()))
-    flop = (step.flop + reference.flop) / shape.pairs
-    return Footprint(tuple((name, float(size)) for name, size in parts.items() if size), flop)
+def vae_number(model: Architecture, dtype: DtypeName, vae_dtype: VaeDtype = "model") -> torch.dtype:
+    """Number format that the VAE is loaded in, by the rule of `load_pipeline`."""
+    if vae_dtype != "model":
+        return DTYPES[vae_dtype]
+    overflows = dtype == "float16" and meta_vae(model, torch.float16).config.force_upcast
+    return torch.float32 if overflows else DTYPES[dtype]
 
 
-def prepare_training(unet: UNet2DConditionModel, shape: TrainingShape) -> None:
-    """Adapter, trainable part and checkpointing as `make_policy` sets them."""
-    unet.train(False)
-    if shape.checkpointing:
-        unet.train().enable_gradient_checkpointing()
-    if shape.lora_rank:
-        add_lora(unet, shape.lora_rank, "attention" if shape.trainable == "all" else "cross_attention", 0)
-        return
-    for name, parameter in unet.named_parameters():
-        parameter.requires_grad_(shape.trainable == "all" or any(part in f".{name}." for part in _CONDITIONING))
-
-
-def training_step(
-    unet: UNet2DConditionModel, latents: int, images: int, *, keep_gradients: bool = True
-) -> tuple[Used, Used]:
-    """Forward and backward pass of the policy, and the reference's forward pass.
-
-    keep_gradients: False where each leaves as it comes, as in a sharded training.
-    """
-    call = unet_call(unet, latents, images)
-    for parameter in () if keep_gradients else unet.parameters():
-        if parameter.requires_grad:
-            parameter.register_post_accumulate_grad_hook(_drop_gradient)
+def count_decoding(vae: Any, images: int, latents: int, *, whole_attention: bool = False) -> Used:
+    """Of decoding images at once. vae: on meta tensors. latents: positions a side."""
+    weight = next(vae.parameters())
+    inputs = torch.empty(images, vae.config.latent_channels, latents, latents, device="meta", dtype=weight.dtype)
     with torch.no_grad():
-        reference = count_use(call)
-    return count_use(lambda: call().float().square().mean().backward()), reference
+        return count_use(lambda: vae.decode(inputs, return_dict=False), whole_attention=whole_attention)
 
 
-def _drop_gradient(parameter: torch.Tensor) -> None:
-    parameter.grad = None
+def network_call(network: Network, latents: int, rows: int) -> Callable[[], Tensor]:
+    """A call of a UNet or transformer on that many rows, made where its weights are; returns its prediction."""
+    config: Any = network.config
+    weight = network.proj_out.weight if isinstance(network, SD3Transformer2DModel) else network.conv_in.weight
+    settings: dict[str, Any] = {"device": weight.device, "dtype": weight.dtype}
+    noisy = torch.randn(rows, config.in_channels, latents, latents, **settings)
+    times = torch.zeros(rows, device=weight.device, dtype=torch.int64)
+    if isinstance(network, SD3Transformer2DModel):
+        context = torch.randn(rows, STABLE_DIFFUSION_3.tokens, config.joint_attention_dim, **settings)
+        pooled = torch.randn(rows, config.pooled_projection_dim, **settings)
+        return lambda: network(noisy, context, pooled, times, return_dict=False)[0]
+    context = torch.randn(rows, SDXL.tokens, config.cross_attention_dim, **settings)
+    added = None
+    # What SDXL's UNet is given beside the caption's tokens.
+    if config.addition_embed_type == "text_time":
+        width = config.projection_class_embeddings_input_dim - _TIME_IDS * config.addition_time_embed_dim
+        pooled, sizes = torch.randn(rows, width, **settings), torch.zeros(rows, _TIME_IDS, **settings)
+        added = {"text_embeds": pooled, "time_ids": sizes}
+    return lambda: network(noisy, times, context, added_cond_kwargs=added, return_dict=False)[0]
 
 
-def _gathered(unet: UNet2DConditionModel) -> int:
-    """Elements that a sharded training has whole at once: those of no group, a group, and the next on its way."""
-    groups = [_elements(group) for group in sharded_groups(unet)]
-    return _elements(unet) - sum(groups) + 2 * max(groups)
-
-
-def _elements(network: torch.nn.Module) -> int:
+def elements(network: nn.Module) -> int:
+    """Of all parameters."""
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-def _bytes(network: torch.nn.Module) -> float:
+def parameter_bytes(network: nn.Module) -> float:
+    """Of all parameters, in their formats."""
     return float(sum(parameter.numel() * parameter.element_size() for parameter in network.parameters()))

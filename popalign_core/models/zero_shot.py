@@ -1,11 +1,14 @@
 """Perceived attributes by an open_clip model, without training: ensembles of prompts per group."""
 
 from collections.abc import Sequence
+from math import prod
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import open_clip
 import torch
+from safetensors import safe_open
 from torch import Tensor
 from torch.nn import functional
 
@@ -43,6 +46,26 @@ def check_builder(source: str, axes: Sequence[str]) -> None:
             f"{source!r} (classification.builder) names no weights, and open_clip would draw them at random. "
             f"{name}@<tag> is expected (tags: {known}), {FROM_HUB}owner/name, a folder, or emoji-clip."
         )
+
+
+def builder_bytes(source: str, dtype: Dtype) -> float:
+    """Of a classifier's weights, without loading them; 0 where its architecture cannot be told here."""
+    name, itemsize = source.partition("@")[0], getattr(torch, dtype).itemsize
+    folder = Path(resolve_source(name))
+    if folder.is_dir():
+        return float(itemsize * max(map(_elements, folder.glob("*.safetensors")), default=0))
+    if name not in open_clip.list_models():
+        return 0.0
+    try:
+        model = open_clip.create_model(name, load_weights=False, pretrained_text=False, device="meta")
+    except OSError:  # its text encoder is a model of the hub
+        return 0.0
+    return float(itemsize * sum(parameter.numel() for parameter in model.parameters()))
+
+
+def _elements(path: Path) -> int:
+    with cast("Any", safe_open(path, "numpy")) as file:
+        return sum(prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
 
 
 class ZeroShotClassifier:

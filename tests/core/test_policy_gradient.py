@@ -17,6 +17,7 @@ from popalign_core.alignment.denoiser import NoiseSchedule
 from popalign_core.alignment.policy_gradient import RewardData, chosen_steps, train_on_reward
 from popalign_core.alignment.reward import Cell, ParityTarget, RewardSettings, parity_rewards
 from popalign_core.alignment.settings import AlignmentSettings
+from popalign_core.alignment.trainer import StepRecord
 from popalign_core.assessment.disparity import unbiased_squared_l2
 from popalign_core.attributes import AXES, Axis
 from popalign_core.errors import InvalidInput, TrainingDiverged
@@ -226,6 +227,28 @@ def test_divergence_from_the_reference_holds_the_policy_back() -> None:
         list(train_on_reward(FullPolicy(denoiser), data_of(), settings))
         shares.append(denoiser.second_share())
     assert shares[0] < shares[1] - 0.05 < 0.9
+
+
+@pytest.mark.parametrize("kl_weight", [0.0, 0.5])
+@pytest.mark.parametrize("micro_batch", [1, 5, 1000])
+def test_micro_batches_have_the_gradient_of_the_whole_group(kl_weight: float, micro_batch: int) -> None:
+    found: list[tuple[StepRecord, Tensor]] = []
+    passed: list[int] = []
+    for size in (None, micro_batch):
+        denoiser = TwoGroupDenoiser(0.8)
+        denoiser.register_forward_pre_hook(lambda _, inputs: passed.append(len(inputs[0])))
+        reward = replace(REWARD, kl_weight=kl_weight, guidance_scale=2.0)
+        settings = replace(SETTINGS, steps=2, micro_batch=size, reward=reward)
+        # The second update is at other weights than the reference's.
+        records = list(train_on_reward(FullPolicy(denoiser), data_of(), settings))
+        found.append((replace(records[-1], seconds=0), denoiser.logits.detach()))
+        assert max(passed) <= 2 * (size or 16 * 3)  # guided: two rows each
+        passed.clear()
+    (whole, weights), (parts, others) = found
+    assert parts.gradient_norm == pytest.approx(whole.gradient_norm, rel=1e-4)
+    assert parts.loss == pytest.approx(whole.loss, rel=1e-3, abs=1e-6)
+    assert (parts.reward, parts.unknown) == (whole.reward, whole.unknown)
+    torch.testing.assert_close(others, weights, rtol=1e-5, atol=1e-6)
 
 
 def test_a_resumed_training_goes_on_bit_for_bit(tmp_path: Path) -> None:

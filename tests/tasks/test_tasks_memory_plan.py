@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tiny_pipelines import write_stable_diffusion, write_stable_diffusion_3
 
 from flows.cli import run
 from popalign_core.config import RunConfig, with_settings
@@ -9,7 +10,17 @@ from popalign_core.errors import InvalidInput
 from popalign_core.execution import AUTO, Execution
 from popalign_core.presets import preset
 from tasks import memory_plan
-from tasks.memory_plan import GIB, NotEnoughMemory, Room, memory_rows, require_memory, stage_footprint, training_shape
+from tasks.memory_plan import (
+    GIB,
+    NotEnoughMemory,
+    Room,
+    memory_rows,
+    require_memory,
+    sampling_shape,
+    stage_footprint,
+    training_shape,
+)
+from tasks.plan import planned_work
 
 CONFIG = with_settings(preset("emoji"), {"device": "cpu"})
 
@@ -100,3 +111,94 @@ def test_a_plan_says_what_is_needed_and_that_it_will_be_refused(monkeypatch):
     assert any("There is no GPU here" in note for note in memory_rows(other)[1])
     with pytest.raises(InvalidInput):
         require_memory(other, AUTO, "sampling")
+
+
+FAMILIES = {
+    "SDXL": (lambda _: "emoji", "ddim", "UNet"),
+    "noise": (write_stable_diffusion, "ddim", "UNet"),
+    "flow": (write_stable_diffusion_3, "flow-euler", "transformer"),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("rank", [0, 4])
+def test_every_family_is_planned_and_refused_by_its_own_figures(family, rank, tmp_path, monkeypatch):
+    write, scheduler, name = FAMILIES[family]
+    settings = {"model": write(tmp_path / "model"), "sampling__scheduler": scheduler, "alignment__lora_rank": rank}
+    config = changed(expansion__max_subjects=1, **settings)
+    rows, notes = memory_rows(config)
+    assert "the model's files" in notes[0]
+    assert all(row.parts.startswith(f"{name} ") for row in rows)
+    counted = [
+        row for row in planned_work(config, str(tmp_path / "none")).rows if row.stage in ("sampling", "alignment")
+    ]
+    assert all(row.flop > 0 for row in counted)
+    have(monkeypatch, 1e12)
+    require_memory(config, AUTO, *memory_plan.STAGES)
+    have(monkeypatch, 1000.0)
+    for stage in memory_plan.STAGES:
+        with pytest.raises(NotEnoughMemory, match=f"{stage} of .*{name}"):
+            require_memory(config, AUTO, stage)
+
+
+def test_a_model_that_is_not_known_is_planned_without_memory_and_runs_unchecked(tmp_path, monkeypatch):
+    config = changed(expansion__max_subjects=1, model="somebody/sd3-unheard-of", sampling__keep_latents=True)
+    have(monkeypatch, 1000.0)
+    require_memory(config, AUTO, *memory_plan.STAGES)
+    rows, notes = memory_rows(config)
+    assert rows == []
+    assert notes[0].startswith("Memory and arithmetic are not counted for somebody/sd3-unheard-of")
+    plan = planned_work(config, str(tmp_path / "none"))
+    assert plan.total.flop == 0
+    (latents,) = (row for row in plan.rows if row.work == "latents")
+    assert latents.rate.startswith("stated default")
+    # SDXL is known without its files.
+    sdxl = memory_rows(preset("sdxl"))
+    assert len(sdxl[0]) == 2
+    assert "SDXL's configuration, as shipped" in sdxl[1][0]
+
+
+@pytest.mark.parametrize(
+    ("setting", "wanted"),
+    [
+        ({"sampling__approximate__fp8_weights": True}, {"fp8_weights": True}),
+        ({"acceleration__vae_dtype": "bfloat16"}, {"vae_dtype": "bfloat16"}),
+        ({"acceleration__fused_projections": True}, {"fused_projections": True}),
+        ({"acceleration__cuda_graphs": True}, {"cuda_graphs": True}),
+        ({"acceleration__vae_batch": 2}, {"decoded": 2}),
+        ({"sampling__attention": "math"}, {"math_attention": True}),
+    ],
+)
+def test_what_changes_the_memory_of_sampling_is_planned(setting, wanted):
+    before, after = sampling_shape(CONFIG), sampling_shape(changed(**setting))
+    assert {name: getattr(after, name) for name in wanted} == wanted
+    assert after != before
+
+
+def test_text_encoders_stay_in_the_memory_of_a_cpu_alone():
+    here, there = (stage_footprint(CONFIG, "sampling", on_cpu=cpu) for cpu in (True, False))
+    assert "text encoders" in dict(here.parts)
+    assert "text encoders" not in dict(there.parts)
+    assert stage_footprint(CONFIG, "sampling") == here
+    assert stage_footprint(changed(device="cuda:7"), "sampling") == there
+
+
+def test_images_are_encoded_by_so_many_pixels_at_once():
+    assert training_shape(CONFIG).encoded == 64
+    assert training_shape(preset("sdxl")).encoded == 2
+    assert training_shape(changed(sampling__keep_latents=True)).encoded == 0
+
+
+def test_a_policy_gradient_has_a_shape_of_its_own_that_micro_batches_lessen(monkeypatch):
+    reward = changed(alignment__objective="reward", reward__group_size=12, reward__trained_steps=3)
+    shape = training_shape(reward)
+    assert (shape.pairs, shape.images_each) == (36, 2)
+    assert shape.drawn is not None
+    assert (shape.drawn.at_once, shape.drawn.steps, shape.drawn.groups) == (12, CONFIG.sampling.steps, 6)
+    assert shape.drawn.builder_bytes > 0
+    small = with_settings(reward, {"alignment.micro_batch": "2"})
+    assert stage_footprint(small, "training").bytes < stage_footprint(reward, "training").bytes
+    assert "36 steps of images a pass" in memory_rows(reward)[0][1].setting
+    have(monkeypatch, 1000.0)
+    with pytest.raises(NotEnoughMemory, match=r"alignment\.micro_batch=1.*another alignment\.objective"):
+        require_memory(reward, AUTO, "training")
