@@ -78,7 +78,11 @@ def run(
     settings: SetOption = None,
     resume: Annotated[str, typer.Option(help="A run id, or latest: goes on with what was started last.")] = "",
 ) -> None:
-    """Runs a preset from prompts to decision; the same run id goes on where it stopped."""
+    """Runs a preset from prompts to decision; the same run id goes on where it stopped.
+
+    With --resume, --set changes where the work is done (execution) and what saves memory in training
+    (alignment.micro_batch, alignment.gradient_checkpointing), and nothing else.
+    """
     quiet_prefect()
     from popalign_core.errors import InvalidInput
     from popalign_core.presets import chosen_config
@@ -86,18 +90,17 @@ def run(
 
     changes, execution = split_execution(settings or [])
     if resume:
-        if preset or run_id or changes:
-            raise InvalidInput(
-                "--resume goes on with preset and settings of the run: only --set execution.field=value goes with it."
-            )
-        started = started_run(str(workspace), resume)
+        if preset or run_id:
+            raise InvalidInput("--resume goes on with preset and run id of the run: leave both out.")
+        started = started_run(str(workspace), resume, changes)
     elif not preset:
         raise InvalidInput("which preset? emoji, sdxl or sdxl-paper; or --resume latest.")
     else:
         # A default id holds the date: after midnight the same command would begin another run.
         run_id = run_id or f"{preset}-{time.strftime('%Y%m%d')}"
         started = RunStart(run_id, preset, chosen_config(preset, changes, None))
-    _execute(started, workspace, execution, f"popalign run --resume {started.run_id} with the same workspace")
+    again = " ".join([f"--resume {started.run_id}", *(f"--set {change}" for change in changes if resume)])
+    _execute(started, workspace, execution, f"popalign run {again} with the same workspace")
 
 
 @app.command()

@@ -1,12 +1,13 @@
 """Prompts x attribute axes -> `prompts`."""
 
-from prefect import flow
+from prefect import flow, get_run_logger
 
 from flows.holding import holding
 from popalign_core.config import RunConfig
 from popalign_core.expansion import prompts_of
 from popalign_core.presets import PresetName, preset
 from storage.artifacts import ArtifactRef
+from tasks.changed_settings import changed_settings, recorded_config
 from tasks.expansion import write_prompts
 from tasks.run import record_run
 
@@ -26,5 +27,7 @@ def expansion(
     settings = config or preset(preset_name)
     prompts_of(settings.expansion)  # a refused list must not take the run's id
     with holding(workspace, run_id):
-        record_run(workspace, run_id, preset_name, settings)
+        if changed := changed_settings(workspace, run_id, settings):
+            get_run_logger().warning("the run goes on with other settings, up to rounding the same: %s", changed)
+        record_run(workspace, run_id, preset_name, recorded_config(workspace, run_id, settings))
         return write_prompts(workspace, run_id, settings.expansion)

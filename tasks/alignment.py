@@ -27,6 +27,7 @@ from storage.commit import staged_artifact
 from storage.errors import NotCommitted
 from storage.tables import write_rows
 from tasks.alignment_data import alignment_data, data_kind, encode_share
+from tasks.changed_settings import changed_settings
 from tasks.memory import peak_bytes, reset_peak
 from tasks.progress import progress_of
 from tasks.reward_data import reward_data
@@ -121,8 +122,8 @@ def train_round(order: RoundOrder, report: Report, accelerator: "Accelerator | N
             network = whole_network(policy, keep=processes.is_first)
             with same_outcome(processes):
                 if processes.is_first:
-                    facts_of_data = {"latents": kind}
-                    _commit(order, (policy, network), row, records, facts_of_data | _facts_of_processes(processes))
+                    more = {"latents": kind} | _facts_of_processes(processes) | _facts_of_changes(order)
+                    _commit(order, (policy, network), row, records, more)
 
 
 def _load_model(order: RoundOrder, device: str) -> tuple[TextToImageModel, Path | None]:
@@ -224,6 +225,11 @@ def _followed(
 def _facts_of_processes(processes: Processes) -> dict[str, object]:
     world = processes.share.processes
     return {} if world == 1 else {"training_processes": world}
+
+
+def _facts_of_changes(order: RoundOrder) -> dict[str, object]:
+    changed = changed_settings(order.ref.workspace, order.ref.run_id, order.config)
+    return {"changed_settings": changed} if changed else {}
 
 
 def _kept_weights(state: TrainingState) -> AbstractContextManager[None]:

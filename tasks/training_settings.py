@@ -10,6 +10,7 @@ from popalign_core.models.text_to_image import TextToImageModel
 from popalign_core.models.trainable import noise_schedule
 from popalign_core.seeds import derive_seed
 from storage.artifacts import ArtifactRef
+from tasks.changed_settings import recorded_config
 from tasks.registry import lineage
 from tasks.training_order import RoundOrder, trained_model
 from tasks.training_processes import Report
@@ -72,5 +73,5 @@ def _model_row(
         "steps": settings.steps,
         "beta": settings.beta,
         "natural_beta": natural,
-        **lineage(ref, config),
+        **lineage(ref, recorded_config(ref.workspace, ref.run_id, config)),
     }

@@ -127,7 +127,8 @@ def _require_same_settings(saved: dict[str, object], settings: AlignmentSettings
         if current.get(name) != saved.get(name):
             raise InvalidInput(
                 f"the training checkpoint {folder} was made with {name} = {saved.get(name)}, now it is "
-                f"{current.get(name)}. Go on with the old settings or start a new run."
+                f"{current.get(name)}. Go on with the old settings, start a new run, or remove that folder: "
+                "the training then begins anew."
             )
 
 

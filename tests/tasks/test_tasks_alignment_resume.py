@@ -1,7 +1,8 @@
 """A round of training that is killed goes on from its checkpoint and ends with the same bytes."""
 
+import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,20 +14,23 @@ from prefect.logging import disable_run_logger
 from safetensors.torch import load_file  # pyright: ignore[reportUnknownVariableType]
 from torch import Tensor
 
+from flows.expansion import expansion
 from popalign_core.alignment.trainer import StepRecord
 from popalign_core.config import RunConfig, with_settings
-from popalign_core.errors import TrainingDiverged
+from popalign_core.errors import InvalidInput, TrainingDiverged
 from popalign_core.models import emoji
 from popalign_core.presets import preset
-from storage.artifacts import ArtifactRef, artifact_digest, committed_keys
+from storage.artifacts import ArtifactRef, artifact_digest, committed_keys, read_manifest
 from storage.checkpoints import latest_checkpoint
 from storage.commit import staged_artifact
+from storage.errors import ConflictingArtifact
 from storage.images import FORMAT, encode_image
 from storage.layout import Workspace
 from storage.tables import read_artifact, write_rows
 from tasks import alignment
 from tasks.alignment import align_round
-from tasks.run import BASE, reference
+from tasks.changed_settings import resumed_config
+from tasks.run import BASE, reference, run_config
 
 RUN = "killed"
 PIPELINE = Path(emoji.__file__).parent / "pipeline"
@@ -176,3 +180,67 @@ def test_an_adapter_of_a_later_round_goes_on_from_the_one_before(tmp_path: Path,
     assert any(not torch.equal(before[name], after[name]) for name in before)
     losses = [row["loss"] for row in read_artifact(second, "training_steps")]
     assert losses[0] == pytest.approx(math.log(2), abs=1e-4), "the reference is the adapter of the round before"
+
+
+# --- a run that goes on with other settings, because memory did not suffice ---
+
+
+@pytest.fixture
+def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[RunConfig], None]:
+    """The first stage of a run, without its prompts."""
+    monkeypatch.setattr("flows.expansion.write_prompts", lambda *_: None)
+
+    def started(config: RunConfig) -> None:
+        with disable_run_logger():
+            expansion.fn(RUN, "emoji", str(tmp_path), config)
+
+    return started
+
+
+def test_a_run_goes_on_with_settings_that_save_memory_and_its_model_says_so(
+    tmp_path: Path, start: Callable[[RunConfig], None]
+) -> None:
+    first, later = configuration(), configuration(micro_batch=1, gradient_checkpointing="true")
+    start(first)
+    preferences = commit_preferences(tmp_path)
+    start(later)
+    assert run_config(str(tmp_path), RUN) == first, "recorded as it was first given"
+    trained = aligned(preferences, later)
+    now = {"alignment.gradient_checkpointing": True, "alignment.micro_batch": 1}
+    assert read_manifest(trained).facts["changed_settings"] == now
+    (row,) = read_artifact(trained, "models")
+    assert row["config_digest"] == hashlib.sha256(first.model_dump_json().encode()).hexdigest()[:16]
+    with pytest.raises(ConflictingArtifact):
+        start(configuration(micro_batch=1, learning_rate=1e-3))
+
+
+def test_a_training_checkpoint_goes_on_with_its_own_micro_batch_alone(
+    tmp_path: Path, undisturbed: ArtifactRef, monkeypatch: pytest.MonkeyPatch, start: Callable[[RunConfig], None]
+) -> None:
+    start(configuration())
+    preferences = commit_preferences(tmp_path)
+    train = alignment.train
+
+    def dying(*arguments: Any, **options: Any) -> Iterator[StepRecord]:
+        for record in train(*arguments, **options):
+            yield record
+            if record.step == 3:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(alignment, "train", dying)
+    with pytest.raises(KeyboardInterrupt):
+        aligned(preferences, configuration())
+    monkeypatch.setattr(alignment, "train", train)
+    with pytest.raises(InvalidInput, match=r"made with micro_batch = None, now it is 1\. Go on with the old"):
+        aligned(preferences, configuration(micro_batch=1))
+    trained = aligned(preferences, configuration(gradient_checkpointing="true"))
+    for name, weight in weights_of(undisturbed).items():
+        assert torch.equal(weights_of(trained)[name], weight), "twice the same numbers: exact"
+
+
+def test_a_resume_takes_what_saves_memory_and_nothing_else() -> None:
+    config = configuration()
+    assert resumed_config(config, []) == config
+    assert resumed_config(config, ["alignment.micro_batch=1"]) == configuration(micro_batch=1)
+    with pytest.raises(InvalidInput, match=r"--resume goes on .* got alignment.steps: only --set execution"):
+        resumed_config(config, ["alignment.micro_batch=1", "alignment.steps=3"])
