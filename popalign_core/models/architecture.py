@@ -88,16 +88,16 @@ def _of_folder(folder: Path) -> Architecture:
 
 @lru_cache(maxsize=8)
 def _of_hub(model: str) -> Architecture | None:
-    # What is shipped is not asked for: a hub out of reach is tried six times, in half a minute.
-    only_here = model == SDXL_ID
     try:
-        return _read(lambda name: read_config(_from_hub(model, name, only_here)), model, f"the configuration of {model}")
+        return _read(lambda name: read_config(_from_hub(model, name)), model, f"the configuration of {model}")
     except (OSError, ValueError):  # whatever keeps the hub away
         return sdxl_as_shipped() if model == SDXL_ID else None
 
 
-def _from_hub(model: str, name: str, only_here: bool) -> Path:
-    return Path(hf_hub_download(model, name, etag_timeout=TIMEOUT_SECONDS, local_files_only=only_here))
+def _from_hub(model: str, name: str) -> Path:
+    # What is shipped is looked for in the cache alone: a hub out of reach is tried six times, in half a minute.
+    shipped = model == SDXL_ID
+    return Path(hf_hub_download(model, name, etag_timeout=TIMEOUT_SECONDS, local_files_only=shipped))
 
 
 def sdxl_as_shipped() -> Architecture:

@@ -27,6 +27,7 @@ from popalign_core.models.attention import (
 from popalign_core.models.cuda_graphs import GraphedUnet
 from popalign_core.models.denoisers import repeated_blocks
 from popalign_core.models.families import SDXL
+from popalign_core.models.latent_scaling import unscaled
 from popalign_core.models.prompt_embeddings import PromptEmbeddings
 from popalign_core.models.sdxl import SCHEDULERS, SchedulerName
 from popalign_core.models.text_to_image import TextToImageModel
@@ -131,7 +132,7 @@ class Denoising:
 
     def _pixels(self, latents: Tensor) -> Tensor:
         vae = self.model.pipeline.vae
-        image = vae.decode(_unscaled(latents.to(vae.dtype), vae.config), return_dict=False)[0]
+        image = vae.decode(unscaled(latents.to(vae.dtype), vae.config), return_dict=False)[0]
         # Before they are clamped, which makes white and black of what is infinite.
         if not bool(torch.isfinite(image).all()):
             raise InvalidInput(
@@ -157,15 +158,6 @@ def skips_empty_attention(model: TextToImageModel, acceleration: Acceleration) -
     """Whether the unconditional half of a batch goes without cross-attention: asked for, and exact for this model."""
     exact = model.has_zero_unconditional and ignores_empty_context(model.network)
     return acceleration.skip_empty_attention and exact
-
-
-def _unscaled(latents: Tensor, config: Any) -> Tensor:
-    mean, deviation = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
-    if mean is None or deviation is None:
-        moved = getattr(config, "shift_factor", None)
-        return latents / config.scaling_factor + moved if moved else latents / config.scaling_factor
-    shift, scale = (torch.tensor(values).view(1, -1, 1, 1).to(latents) for values in (mean, deviation))
-    return latents * scale / config.scaling_factor + shift
 
 
 def _apply(model: TextToImageModel, acceleration: Acceleration, attention: AttentionName) -> None:
