@@ -34,8 +34,12 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def traced(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], int]]:
     """Blocks are traced and no code is generated, which would take minutes. Gives the number of graphs so far."""
-    compile_module = nn.Module.compile
-    monkeypatch.setattr(nn.Module, "compile", lambda module, **opts: compile_module(module, backend="eager", **opts))
+    compile_module: Any = nn.Module.compile  # pyright: ignore[reportUnknownMemberType]
+
+    def trace(module: nn.Module, **options: Any) -> None:
+        compile_module(module, backend="eager", **options)
+
+    monkeypatch.setattr(nn.Module, "compile", trace)
     # Else what is one graph too many runs as it is, in silence.
     with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):  # pyright: ignore
         torch.compiler.reset()
@@ -62,9 +66,8 @@ def data_of(model: TextToImageModel) -> AlignmentData:
 
 def trained(tiny: Path, rank: int, passes: PassOptions, **changes: Any) -> list[StepRecord]:
     model = loaded(tiny)
-    settings = AlignmentSettings(
-        **{"steps": 2, "pairs_per_step": PAIRS, "mixed_precision": passes.mixed_precision, "beta": 5000.0} | changes
-    )
+    values: dict[str, Any] = {"steps": 2, "pairs_per_step": PAIRS, "beta": 5000.0, **changes}
+    settings = AlignmentSettings(**values, mixed_precision=passes.mixed_precision)
     with own_graphs(passes.compiled):
         policy = make_policy(model, lora_rank=rank, seed=0, passes=passes)
         return list(train(policy, data_of(model), settings))
