@@ -95,7 +95,8 @@ class AlignmentConfig(StageConfig):
         Field(title="Largest gradient", gt=0, description="Longer ones are cut to this norm; none = never."),
     ] = 1.0
     compiled: Annotated[
-        bool, Field(title="Compiled", description="The UNet's repeated blocks through torch.compile; minutes at first.")
+        bool,
+        Field(title="Compiled", description="Repeated blocks through torch.compile; minutes at first. Not sharded."),
     ] = False
     sharded: Annotated[
         bool,
@@ -135,6 +136,14 @@ class AlignmentConfig(StageConfig):
             raise ValueError("sharded needs the optimizer adamw: the blocks of adamw_8bit are not those of the parts")
         if self.objective == "reward":
             raise ValueError("sharded needs several processes, and the objective reward trains in one")
+        return self
+
+    @model_validator(mode="after")
+    def _what_is_compiled(self) -> "AlignmentConfig":
+        if self.compiled and self.objective == "reward":
+            raise ValueError("compiled needs passes of one size, and those of the objective reward differ each time")
+        if self.compiled and self.sharded:
+            raise ValueError("compiled and sharded were never tried together on a GPU: turn one of them off")
         return self
 
 

@@ -221,6 +221,15 @@ class RunConfig(StageConfig):
             )
         return self
 
+    @model_validator(mode="after")
+    def _formats_of_training(self) -> "RunConfig":
+        if self.alignment.lora_rank and self.sampling.dtype == "float16":
+            raise ValueError(
+                "sampling.dtype is float16, in which a LoRA beside it would be trained, and its small gradients become "
+                "0 there: set sampling.dtype to bfloat16 or float32, or alignment.lora_rank to 0"
+            )
+        return self
+
 
 def _turned_on(switches: dict[str, bool]) -> str:
     return " and ".join(sorted(name for name, on in switches.items() if on))

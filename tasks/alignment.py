@@ -12,15 +12,16 @@ from prefect.cache_policies import NO_CACHE
 
 from popalign_core.alignment.adapters import Policy, substituted_weights
 from popalign_core.alignment.cache import AlignmentData
-from popalign_core.alignment.checkpoint import TrainingState, take_snapshot
+from popalign_core.alignment.checkpoint import TrainingState
 from popalign_core.alignment.policy_gradient import RewardData, train_on_reward
 from popalign_core.alignment.processes import Processes
-from popalign_core.alignment.trainer import StepRecord, train
+from popalign_core.alignment.trainer import START_ROUNDING, StepRecord, train
 from popalign_core.config import RunConfig
 from popalign_core.errors import InvalidInput, TrainingDiverged
+from popalign_core.models.attention import attention_backend
 from popalign_core.models.loading import load_model
 from popalign_core.models.text_to_image import TextToImageModel
-from popalign_core.models.trainable import PassOptions, make_policy, save_weights, whole_network
+from popalign_core.models.trainable import PassOptions, make_policy, own_graphs, save_weights, whole_network
 from storage.artifacts import ArtifactRef, is_committed
 from storage.checkpoints import remove_checkpoints
 from storage.commit import staged_artifact
@@ -32,7 +33,7 @@ from tasks.memory import peak_bytes, reset_peak
 from tasks.progress import progress_of
 from tasks.reward_data import reward_data
 from tasks.run import as_row, loaded_model, model_source, passes, timed
-from tasks.training_checkpoints import last_state, save_checkpoint
+from tasks.training_checkpoints import RoundCheckpoints, last_state
 from tasks.training_errors import same_outcome
 from tasks.training_order import WHOLE_TRAINING as WHOLE_TRAINING
 from tasks.training_order import RoundOrder, require_same_start
@@ -116,14 +117,16 @@ def train_round(order: RoundOrder, report: Report, accelerator: "Accelerator | N
             steps = train_on_reward(policy, data, settings, state=state)
         else:
             steps = train(policy, data, settings, state=state, accelerator=accelerator)
-        records = _followed(steps, order, state, records, processes, report)[-order.config.alignment.steps :]
+        with own_graphs(order.config.alignment.compiled), attention_backend(order.config.sampling.attention):
+            records = _followed(steps, order, state, records, processes, report)[-order.config.alignment.steps :]
         facts |= {"items": len(records), "peak_bytes": peak_bytes(model.device)}
         with _kept_weights(state):
             network = whole_network(policy, keep=processes.is_first)
             with same_outcome(processes):
                 if processes.is_first:
-                    more = {"latents": kind} | _facts_of_processes(processes) | _facts_of_changes(order)
-                    _commit(order, (policy, network), row, records, more)
+                    made = {"latents": kind, "attention": order.config.sampling.attention}
+                    made |= _facts_of_processes(processes) | _facts_of_changes(order)
+                    _commit(order, (policy, network), row, records, made)
 
 
 def _load_model(order: RoundOrder, device: str) -> tuple[TextToImageModel, Path | None]:
@@ -192,34 +195,36 @@ def _followed(
 ) -> list[StepRecord]:
     """Takes the steps to the end, and saves a checkpoint now and then; the records of all steps.
 
-    Also the last sound state, where the training diverges: in all processes at the same step.
+    Raises: TrainingDiverged, in all processes at the same step, with the checkpoint that is kept in its message.
     """
     config, settings = order.config.alignment, state.settings
     report.advance(max(0, state.step - (settings.steps - config.steps)))
 
-    saved = state.step  # what was loaded, or the beginning
-
-    def save() -> None:
-        nonlocal saved
-        saved = state.step
-        snapshot = take_snapshot(state, keep=processes.is_first)
-        with same_outcome(processes):
-            if processes.is_first:
-                save_checkpoint(snapshot, records, order.checkpoints)
-
+    checkpoints = RoundCheckpoints(order.checkpoints, processes, state.step)
     try:
         for record in steps:
             records.append(record)
+            checkpoints.step_was_sound()
             report.advance(int(record.step > settings.steps - config.steps))
+            if state.start_gap is not None and record.step == 1:
+                _tell_start(state.start_gap, report)
             # The last state is what a later round goes on from, where it does.
             last = record.step == settings.steps and not config.redraw
             if last or record.step % config.checkpoint_steps == 0:
-                save()
-    except TrainingDiverged:
-        if state.step > saved:
-            save()
-        raise
+                checkpoints.save(state, records)
+    except TrainingDiverged as error:
+        raise checkpoints.after(error, state) from error
+    checkpoints.step_was_sound()  # as far as can be told: its model is committed
     return records
+
+
+def _tell_start(gap: float, report: Report) -> None:
+    if gap > START_ROUNDING:
+        report.say(
+            f"WARNING: training begins at the reference, and beta times g is up to {gap:.2g} there, not 0: the two are "
+            "computed with different rounding, and the loss is not that of the objective. Turn alignment.compiled or "
+            "alignment.mixed_precision off, or choose sampling.dtype=float32 for a LoRA."
+        )
 
 
 def _facts_of_processes(processes: Processes) -> dict[str, object]:

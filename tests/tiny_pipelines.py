@@ -28,15 +28,16 @@ from popalign_core.models.checkpoints import EMBEDDED
 SIDE = 64  # pixels; 16 x 16 latents
 
 
-def write_stable_diffusion(folder: Path, prediction_type: str = "epsilon") -> Path:
-    """Of Stable Diffusion 1 (epsilon) or 2 (v_prediction). Returns: the folder."""
+def write_stable_diffusion(folder: Path, prediction_type: str = "epsilon", *, one_width: bool = False) -> Path:
+    """Of Stable Diffusion 1 (epsilon) or 2 (v_prediction). one_width: of one kind of block. Returns: the folder."""
+    down, up = ("CrossAttnDownBlock2D", "DownBlock2D"), ("UpBlock2D", "CrossAttnUpBlock2D")
     with torch.random.fork_rng():
         torch.manual_seed(0)
         unet = UNet2DConditionModel(
             sample_size=16,
-            block_out_channels=(16, 32),
-            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+            block_out_channels=(16,) if one_width else (16, 32),
+            down_block_types=down[:1] if one_width else down,
+            up_block_types=up[1:] if one_width else up,
             layers_per_block=1,
             attention_head_dim=2,
             cross_attention_dim=16,

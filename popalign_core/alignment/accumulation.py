@@ -21,7 +21,7 @@ from math import ceil
 import torch
 from torch import Tensor
 
-from popalign_core.alignment.adapters import Policy
+from popalign_core.alignment.adapters import Policy, measured_mode
 from popalign_core.alignment.cache import PairBatch, split_batch
 from popalign_core.alignment.objective import DenoisingErrors, alignment_loss, batch_baseline
 from popalign_core.alignment.passes import Autocast, Residuals, measure_errors, measure_policy, reference_residuals
@@ -85,8 +85,11 @@ def _in_two_passes(
     parts, idle = parts_and_idle
     passed = parts + idle
     references = [reference_residuals(policy, part, autocast) for part in passed]
-    with torch.no_grad():
-        first = [measure_policy(policy, part, known, autocast) for part, known in zip(passed, references, strict=True)]
+    first: list[tuple[DenoisingErrors, Residuals]] = []
+    for part, known in zip(passed, references, strict=True):
+        with measured_mode(policy):
+            found, residual = measure_policy(policy, part, known, autocast)
+        first.append((found.detach(), residual))  # at once: a graph keeps the activations of its pass
     first = first[: len(parts)]
     errors = DenoisingErrors.concatenated([found for found, _ in first]).as_variables()
     residuals = Residuals(*(torch.cat([getattr(found, side) for _, found in first]) for side in ("winner", "loser")))

@@ -26,6 +26,11 @@ class Policy(Protocol):
         """The model being trained; parameters that need no gradient are frozen."""
         ...
 
+    @property
+    def compiled(self) -> bool:
+        """Whether its passes are compiled: those of the reference are then of the same graph, see `measured_mode`."""
+        ...
+
     def reference(self) -> AbstractContextManager[TrainableDenoiser]:
         """The reference, usable inside the context only. Do not use the policy there: they may be one model."""
         ...
@@ -48,7 +53,8 @@ class FullPolicy:
 
     Two models in memory. mixed_precision: every pass runs under bfloat16 autocast, which rounds matrices and kernels to
     bfloat16. The copy then keeps those rounded: half the memory, the same function to the last bit, and g is 0 at the
-    first step. Without autocast such a copy would be another function.
+    first step. Without autocast such a copy would be another function. compiled: the copy keeps float32 all the same,
+    or it would be compiled to another graph than the policy.
     """
 
     def __init__(
@@ -58,16 +64,18 @@ class FullPolicy:
         conditioning: Sequence[str] = _CONDITIONING,
         *,
         mixed_precision: bool = False,
+        compiled: bool = False,
     ):
         """conditioning: see `select_trainable`."""
         self.denoiser = denoiser
+        self.compiled = compiled
         select_trainable(denoiser, trainable, conditioning)
         # The copy keeps each weight's `requires_grad`, though it is only run without gradients: torch multiplies by
         # other kernels where the weight needs none (see its `should_fold`), and g would be rounding, not 0, at first.
         self._reference = copy.deepcopy(denoiser)
         for parameter in self._reference.parameters():
             # Scales of normalizations are no matrices: autocast computes with them as they are.
-            if mixed_precision and parameter.ndim > 1:
+            if mixed_precision and not compiled and parameter.ndim > 1:
                 parameter.data = parameter.data.to(torch.bfloat16)
 
     @contextmanager
@@ -80,7 +88,8 @@ class LoraPolicy:
     """Only adapters are trained; the reference is the same model: one model in memory.
 
     reference_at: "base", the model with its adapters off; "start", with the adapters as they are now, which is what a
-    further round compares with. For a new adapter the two are the same function.
+    further round compares with. For a new adapter the two are the same function. compiled: "start" always, since a
+    model with its adapters off is another graph, which rounds in other places.
     """
 
     def __init__(
@@ -88,10 +97,13 @@ class LoraPolicy:
         denoiser: TrainableDenoiser,
         adapters: AdapterSwitch,
         reference_at: Literal["base", "start"] = "base",
+        *,
+        compiled: bool = False,
     ):
         self.denoiser = denoiser
+        self.compiled = compiled
         self._adapters = adapters
-        self._start = copy_weights(denoiser) if reference_at == "start" else None
+        self._start = copy_weights(denoiser) if compiled or reference_at == "start" else None
 
     @contextmanager
     def reference(self) -> Generator[TrainableDenoiser]:
@@ -101,6 +113,15 @@ class LoraPolicy:
             inside = substituted_weights(self.denoiser, self._start)
         with inside:
             yield self.denoiser
+
+
+def measured_mode(policy: Policy) -> AbstractContextManager[None]:
+    """For passes that are measured and not differentiated: without gradients, where nothing is compiled.
+
+    A graph without gradients is another one than that with them, and code generated from it rounds in other places: in
+    bfloat16, times beta, by as much as what is to be learnt. What comes of such a pass must be detached.
+    """
+    return torch.enable_grad() if policy.compiled else torch.no_grad()
 
 
 @contextmanager

@@ -28,7 +28,8 @@ class TrainingState:
     """Everything that a step changes.
 
     step: finished steps. average: the moving average of the weights, if kept. recent_losses: the last ones, for
-    `spikes.spike_score`.
+    `spikes.spike_score`. start_gap: the largest beta |g| of this process's pairs in the first step, where policy and
+    reference are one function and it should be 0; None where the first step was not taken here.
     """
 
     policy: Policy
@@ -37,6 +38,7 @@ class TrainingState:
     step: int
     average: dict[str, Tensor] | None
     recent_losses: list[float] = field(default_factory=list[float])
+    start_gap: float | None = None
 
 
 def begin(policy: Policy, settings: AlignmentSettings) -> TrainingState:

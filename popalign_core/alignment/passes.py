@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from popalign_core.alignment.adapters import Policy
+from popalign_core.alignment.adapters import Policy, measured_mode
 from popalign_core.alignment.cache import PairBatch
 from popalign_core.alignment.denoiser import Schedule
 from popalign_core.alignment.objective import DenoisingErrors
@@ -47,13 +47,12 @@ def measure_errors(
     return measure_policy(policy, batch, reference_residuals(policy, batch, autocast, inputs), autocast, inputs)
 
 
-@torch.no_grad()
 def reference_residuals(policy: Policy, batch: PairBatch, autocast: Autocast, inputs: _Inputs | None = None) -> Tensor:
     """The reference's predictions minus targets, (rows, c, h, w), of winners, losers and named images in turn."""
     found = inputs or _inputs(batch, policy.denoiser.schedule)
     # Before the policy's pass: switching adapters off marks them as not trainable, and a live graph must not see that.
-    with policy.reference() as reference, autocast():
-        return reference(found.noisy, found.timesteps, *found.conditions).float() - found.target
+    with policy.reference() as reference, measured_mode(policy), autocast():
+        return reference(found.noisy, found.timesteps, *found.conditions).detach().float() - found.target
 
 
 def measure_policy(

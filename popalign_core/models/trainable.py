@@ -1,5 +1,7 @@
 """Policies over a loaded model, and what training leaves of them."""
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,8 +28,8 @@ class PassOptions:
     """How passes are computed.
 
     gradient_checkpointing: activations are computed twice instead of kept. mixed_precision: as in the settings.
-    compiled: the UNet's repeated blocks through torch.compile, each kind once. sharded: the weights of policy and
-    reference are divided over the processes of torch's default group.
+    compiled: the network's repeated blocks through torch.compile, each kind once a size of pass. sharded: the weights
+    of policy and reference are divided over the processes of torch's default group.
     """
 
     gradient_checkpointing: bool = False
@@ -37,6 +39,8 @@ class PassOptions:
 
 
 PLAIN = PassOptions()
+# Of a block's code: its kinds, times the sizes of a pass. torch's own limit of 8 is for graphs that follow a value.
+MOST_GRAPHS = 64
 
 
 def make_policy(
@@ -70,13 +74,14 @@ def make_policy(
         # Master weights in float32: at these learning rates an update is lost in bfloat16.
         torch.nn.Module.to(network, torch.float32)  # diffusers' own warns that nothing must stay in float32: all does
         conditioning = model.family.conditioning
-        policy = FullPolicy(denoiser, trainable, conditioning, mixed_precision=passes.mixed_precision)
+        formats = {"mixed_precision": passes.mixed_precision, "compiled": passes.compiled}
+        policy = FullPolicy(denoiser, trainable, conditioning, **formats)
     elif earlier_lora is not None:
         load_lora(network, earlier_lora)
-        policy = LoraPolicy(denoiser, network, reference_at="start")
+        policy = LoraPolicy(denoiser, network, reference_at="start", compiled=passes.compiled)
     else:
         add_lora(network, lora_rank, "attention" if trainable == "all" else "cross_attention", seed)
-        policy = LoraPolicy(denoiser, network)
+        policy = LoraPolicy(denoiser, network, compiled=passes.compiled)
     if passes.compiled:
         _compile_blocks(policy)
     if passes.sharded:
@@ -89,7 +94,24 @@ def _compile_blocks(policy: Policy) -> None:
     """Policy and reference alike: a reference computed by other kernels would differ from the policy by rounding."""
     for network in _networks(policy):
         for block in repeated_blocks(network):
-            block.compile(fullgraph=True)
+            # No graph for any size: whether one were met before or after the policy's would decide its rounding.
+            block.compile(fullgraph=True, dynamic=False, recompile_limit=MOST_GRAPHS)
+
+
+@contextmanager
+def own_graphs(compiled: bool) -> Generator[None]:
+    """Inside, a training that is compiled has torch's graphs to itself, and leaves none.
+
+    They belong to the code of a block, not to a model: those of sampler and trainer would count against one limit,
+    beyond which the sampler runs uncompiled in silence and the trainer not at all.
+    """
+    if compiled:
+        torch.compiler.reset()
+    try:
+        yield
+    finally:
+        if compiled:
+            torch.compiler.reset()
 
 
 def _networks(policy: Policy) -> list[Any]:

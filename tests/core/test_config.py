@@ -72,3 +72,17 @@ def test_a_configuration_cannot_be_changed_in_place() -> None:
 @pytest.mark.parametrize(("written", "expected"), [(True, "on"), (False, "off"), ("auto", "auto")])
 def test_a_layout_of_earlier_runs_is_understood(written, expected) -> None:
     assert parse_config({"acceleration": {"channels_last": written}}).acceleration.channels_last == expected
+
+
+@pytest.mark.parametrize(
+    ("settings", "way_out"),
+    [
+        ({"sampling.dtype": "float16", "alignment.lora_rank": "4"}, "bfloat16 or float32"),
+        ({"alignment.compiled": "true", "alignment.objective": "reward"}, "differ each time"),
+        ({"alignment.compiled": "true", "alignment.sharded": "true"}, "turn one of them off"),
+    ],
+)
+def test_formats_and_passes_that_do_not_train_are_refused(settings: dict[str, str], way_out: str) -> None:
+    with pytest.raises(InvalidInput, match=way_out):
+        with_settings(preset("emoji"), settings)
+    with_settings(preset("emoji"), {"sampling.dtype": "float16"})  # trained in float32

@@ -48,7 +48,7 @@ def emoji_data() -> AlignmentData:
 
 
 def test_eight_bit_moments_are_resumed_bit_for_bit(tmp_path: Path) -> None:
-    """On a UNet whose kernels lie in memory with the channels last, and with the extra installed."""
+    """On the emoji UNet, and with the extra installed."""
     pytest.importorskip("bitsandbytes", reason="needs the extra eight-bit")
     data = emoji_data()
     settings = AlignmentSettings(steps=3, pairs_per_step=2, ema_decay=0.9, optimizer="adamw_8bit", seed=1)

@@ -31,6 +31,7 @@ from tasks import alignment
 from tasks.alignment import align_round
 from tasks.changed_settings import resumed_config
 from tasks.run import BASE, reference, run_config
+from tasks.training_processes import Report
 
 RUN = "killed"
 PIPELINE = Path(emoji.__file__).parent / "pipeline"
@@ -104,18 +105,51 @@ def test_a_killed_round_goes_on_with_the_same_bytes(
     assert latest_checkpoint(Workspace(tmp_path), RUN, "round-1") is None
 
 
-def test_a_loss_that_is_no_number_commits_nothing_and_names_its_step(tmp_path: Path) -> None:
+def test_a_loss_that_is_no_number_commits_nothing_and_keeps_no_state_of_its_making(tmp_path: Path) -> None:
+    """The first update ruins the weights, and the checkpoint after it is of those."""
     preferences = commit_preferences(tmp_path)
-    with pytest.raises(TrainingDiverged, match="at step 2; training stopped and committed nothing"):
-        aligned(preferences, configuration(learning_rate=1e30))
+    for checkpoint_steps in (1, 2):
+        config = configuration(learning_rate=1e30, checkpoint_steps=checkpoint_steps)
+        with pytest.raises(TrainingDiverged, match="at step 2; training stopped and committed nothing") as caught:
+            aligned(preferences, config)
+        assert "No checkpoint is left; the same run would begin anew" in str(caught.value)
+        assert latest_checkpoint(Workspace(tmp_path), RUN, "round-1") is None
     assert committed_keys(Workspace(tmp_path), RUN, "models") == []
     assert committed_keys(Workspace(tmp_path), RUN, "timings") == []
-    kept = latest_checkpoint(Workspace(tmp_path), RUN, "round-1")
-    assert kept is not None
-    assert int(kept.name) == 1, "the last sound state"
-    with pytest.raises(TrainingDiverged, match="at step 2"):
-        aligned(preferences, configuration(learning_rate=1e30))
-    assert latest_checkpoint(Workspace(tmp_path), RUN, "round-1") == kept, "and again from there"
+
+
+@pytest.mark.parametrize(("ruined", "kept"), [(4, 3), (5, 3)])
+def test_after_a_bad_update_the_last_good_checkpoint_is_kept(
+    tmp_path: Path, ruined: int, kept: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether the state after it was saved or not; a run that goes on from there without it comes to its end."""
+    preferences, train = commit_preferences(tmp_path), alignment.train
+    config = configuration(steps=8, checkpoint_steps=3 if ruined == 5 else 1, learning_rate=1e-6)
+
+    def ruin(*arguments: Any, **options: Any) -> Iterator[StepRecord]:
+        for record in train(*arguments, **options):
+            if record.step == ruined:
+                with torch.no_grad():
+                    next(options["state"].policy.denoiser.parameters()).fill_(math.nan)
+            yield record
+
+    monkeypatch.setattr(alignment, "train", ruin)
+    for _ in range(2):
+        with pytest.raises(TrainingDiverged, match=f"at step {ruined + 1}.*checkpoint of step {kept} is kept.*go on"):
+            aligned(preferences, config)
+        folder = latest_checkpoint(Workspace(tmp_path), RUN, "round-1")
+        assert folder is not None
+        assert [path.name for path in folder.parent.iterdir()] == [str(kept)]
+    monkeypatch.setattr(alignment, "train", train)
+    assert read_artifact(aligned(preferences, config), "training_steps")[-1]["step"] == 8
+
+
+def test_a_training_that_does_not_begin_at_its_reference_says_so() -> None:
+    said: list[str] = []
+    alignment._tell_start(1e-4, Report(lambda _: None, said.append))  # pyright: ignore[reportPrivateUsage]
+    assert said == []
+    alignment._tell_start(0.5, Report(lambda _: None, said.append))  # pyright: ignore[reportPrivateUsage]
+    assert "beta times g is up to 0.5 there, not 0" in said[0]
 
 
 def test_the_most_memory_of_a_training_is_recorded(undisturbed: ArtifactRef) -> None:
