@@ -18,7 +18,7 @@ from popalign_core.config import RunConfig, with_settings
 from popalign_core.errors import TrainingDiverged
 from popalign_core.models import emoji
 from popalign_core.presets import preset
-from storage.artifacts import ArtifactRef, artifact_digest, committed_keys
+from storage.artifacts import ArtifactRef, artifact_digest, committed_keys, read_manifest
 from storage.checkpoints import latest_checkpoint
 from storage.commit import staged_artifact
 from storage.images import FORMAT, encode_image
@@ -146,6 +146,22 @@ def test_a_training_that_does_not_begin_at_its_reference_says_so() -> None:
     assert said == []
     alignment._tell_start(0.5, Report(lambda _: None, said.append))  # pyright: ignore[reportPrivateUsage]
     assert "beta times g is up to 0.5 there, not 0" in said[0]
+
+
+def test_training_computes_attention_by_the_kernel_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train, flash = alignment.train, list[bool]()
+
+    def watched(*arguments: Any, **options: Any) -> Iterator[StepRecord]:
+        for record in train(*arguments, **options):
+            flash.append(torch.backends.cuda.flash_sdp_enabled())
+            yield record
+
+    monkeypatch.setattr(alignment, "train", watched)
+    preferences = commit_preferences(tmp_path)
+    config = with_settings(configuration(steps=1), {"sampling.attention": "math"})
+    assert read_manifest(aligned(preferences, config)).facts["attention"] == "math"
+    assert flash == [False]
+    assert torch.backends.cuda.flash_sdp_enabled()
 
 
 def test_the_most_memory_of_a_training_is_recorded(undisturbed: ArtifactRef) -> None:
