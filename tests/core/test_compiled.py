@@ -34,7 +34,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def traced(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], int]]:
     """Blocks are traced and no code is generated, which would take minutes. Gives the number of graphs so far."""
-    compile_module: Any = nn.Module.compile  # pyright: ignore[reportUnknownMemberType]
+    compile_module: Any = nn.Module.compile  # pyright: ignore
 
     def trace(module: nn.Module, **options: Any) -> None:
         compile_module(module, backend="eager", **options)

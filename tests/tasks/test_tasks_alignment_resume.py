@@ -152,6 +152,22 @@ def test_a_training_that_does_not_begin_at_its_reference_says_so() -> None:
     assert "beta times g is up to 0.5 there, not 0" in said[0]
 
 
+def test_training_computes_attention_by_the_kernel_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train, flash = alignment.train, list[bool]()
+
+    def watched(*arguments: Any, **options: Any) -> Iterator[StepRecord]:
+        for record in train(*arguments, **options):
+            flash.append(torch.backends.cuda.flash_sdp_enabled())
+            yield record
+
+    monkeypatch.setattr(alignment, "train", watched)
+    preferences = commit_preferences(tmp_path)
+    config = with_settings(configuration(steps=1), {"sampling.attention": "math"})
+    assert read_manifest(aligned(preferences, config)).facts["attention"] == "math"
+    assert flash == [False]
+    assert torch.backends.cuda.flash_sdp_enabled()
+
+
 def test_the_most_memory_of_a_training_is_recorded(undisturbed: ArtifactRef) -> None:
     timings = read_artifact(reference(undisturbed.workspace, RUN, "timings", "models-round-1"), "timings")
     # The UNet alone, its copy and its moments are more; no test machine has as much as the upper bound.
