@@ -27,7 +27,7 @@ from popalign_core.alignment.denoiser import NoiseSchedule
 from popalign_core.alignment.processes import Processes
 from popalign_core.alignment.reward import Cell, ParityTarget, RewardSettings, parity_rewards
 from popalign_core.alignment.settings import AlignmentSettings
-from popalign_core.alignment.trainer import StepRecord, clip_gradient, update_weights
+from popalign_core.alignment.trainer import StepRecord, autocast_of, clip_gradient, update_weights
 from popalign_core.errors import InvalidInput, TrainingDiverged
 from popalign_core.seeds import derive_seed
 
@@ -134,9 +134,11 @@ def draw_group(state: TrainingState, data: RewardData, chain: DenoisingChain, pr
     )
     seeds = [derive_seed(settings.seed, "reward", name, state.step, place, index) for index in range(size)]
     drawn: list[Tensor] = []
+    autocast = autocast_of(state, device, Processes())
     for part in _parts(size, settings):
         one = conditions.rows(part.to(device))
-        drawn.append(chain.roll_out(state.policy.denoiser, one, seeds[part[0] : part[-1] + 1], data.shape))
+        with autocast():
+            drawn.append(chain.roll_out(state.policy.denoiser, one, seeds[part[0] : part[-1] + 1], data.shape))
     states = torch.cat(drawn, dim=1)
     cells = data.label(states[-1])
     rewards, advantages = (torch.from_numpy(values).float() for values in parity_rewards(cells, data.targets))
@@ -177,10 +179,15 @@ def _losses(state: TrainingState, chain: DenoisingChain, group: Group, images: T
     conditions = group.conditions.rows(images.to(device))
     # The reference first: switching adapters off must not happen to a live graph.
     reference = None
+    autocast = autocast_of(state, device, Processes())
     if reward.kl_weight:
         with state.policy.reference() as frozen, torch.no_grad():
-            reference, _ = chain.step(chain.predict(frozen, before, places, conditions), before, places)
-    mean, deviation = chain.step(chain.predict(state.policy.denoiser, before, places, conditions), before, places)
+            with autocast():
+                predicted = chain.predict(frozen, before, places, conditions)
+            reference, _ = chain.step(predicted, before, places)
+    with autocast():
+        predicted = chain.predict(state.policy.denoiser, before, places, conditions)
+    mean, deviation = chain.step(predicted, before, places)
     losses = -group.advantages.to(device)[images.to(device)] * step_log_density(after, mean, deviation)
     if reference is not None:
         # Two Gaussians of one deviation: their divergence is that of their means.

@@ -92,7 +92,7 @@ def _advance(state: TrainingState, data: AlignmentData, processes: Processes) ->
     device = next(iter(denoiser.parameters())).device
     batch = draw_batch(data, settings, state.step, len(denoiser.schedule), device, processes.share)
     state.optimizer.zero_grad(set_to_none=True)
-    autocast = _autocast(state, device, processes)
+    autocast = autocast_of(state, device, processes)
     with exchanging():
         found = accumulate_gradient(state.policy, batch, settings, processes, autocast)
         norm = clip_gradient(state, processes)
@@ -119,7 +119,8 @@ def _advance(state: TrainingState, data: AlignmentData, processes: Processes) ->
     )
 
 
-def _autocast(state: TrainingState, device: torch.device, processes: Processes) -> Autocast:
+def autocast_of(state: TrainingState, device: torch.device, processes: Processes) -> Autocast:
+    """Gives the context of every pass through a denoiser: bfloat16 where the settings are in mixed precision."""
     if not state.settings.mixed_precision:
         return processes.autocast
     # It would keep its rounded copies of sharded weights, gathered for a moment, for the whole pass.

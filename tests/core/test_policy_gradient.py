@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler
+from tiny_unet import UNetDenoiser, tiny_unet
 from torch import Tensor, nn
 
 from popalign_core.alignment.adapters import FullPolicy, copy_weights
@@ -296,3 +297,29 @@ def test_a_gradient_that_is_no_number_changes_nothing() -> None:
 def test_other_objectives_are_refused() -> None:
     with pytest.raises(InvalidInput, match="objective"):
         next(train_on_reward(FullPolicy(TwoGroupDenoiser(0.9)), data_of(), replace(SETTINGS, objective="dpo")))
+
+
+def test_mixed_precision_is_that_of_every_pass() -> None:
+    """Full fine-tuning keeps its reference in bfloat16 then, which only passes under autocast can use."""
+    generator = torch.Generator().manual_seed(2)
+    data = RewardData(
+        ("a", "b"),
+        Conditions(
+            torch.randn(2, 5, 6, generator=generator),
+            torch.randn(2, 4, generator=generator),
+            torch.zeros(5, 6),
+            torch.zeros(4),
+        ),
+        (ParityTarget(GENDER, GENDER.uniform()),),
+        lambda latents: one_axis([GENDER.groups[int(latent.mean() > 0)] for latent in latents]),
+        (2, 4, 4),
+    )
+    policy = FullPolicy(UNetDenoiser(tiny_unet()), mixed_precision=True)
+    seen: list[torch.dtype] = []
+    policy.denoiser.unet.conv_out.register_forward_hook(lambda _, __, output: seen.append(output.dtype))
+    reward = replace(REWARD, group_size=4, groups=1, chain_steps=4, trained_steps=2, kl_weight=0.1, guidance_scale=2.0)
+    settings = replace(SETTINGS, steps=2, learning_rate=1e-4, reward=reward, mixed_precision=True)
+    records = list(train_on_reward(policy, data, settings))
+    assert [record.step for record in records] == [1, 2]
+    assert all(math.isfinite(record.loss) for record in records)
+    assert set(seen) == {torch.bfloat16}

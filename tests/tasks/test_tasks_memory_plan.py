@@ -8,6 +8,7 @@ from flows.cli import run
 from popalign_core.config import RunConfig, with_settings
 from popalign_core.errors import InvalidInput
 from popalign_core.execution import AUTO, Execution
+from popalign_core.models import architecture
 from popalign_core.presets import preset
 from tasks import memory_plan
 from tasks.memory_plan import (
@@ -142,6 +143,10 @@ def test_every_family_is_planned_and_refused_by_its_own_figures(family, rank, tm
 
 
 def test_a_model_that_is_not_known_is_planned_without_memory_and_runs_unchecked(tmp_path, monkeypatch):
+    def out_of_reach(model: str, name: str) -> None:
+        raise OSError(f"no hub here for {model}/{name}")
+
+    monkeypatch.setattr(architecture, "_from_hub", out_of_reach)
     config = changed(expansion__max_subjects=1, model="somebody/sd3-unheard-of", sampling__keep_latents=True)
     have(monkeypatch, 1000.0)
     require_memory(config, AUTO, *memory_plan.STAGES)
