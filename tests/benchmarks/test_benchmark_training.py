@@ -40,6 +40,8 @@ from tasks.benchmarks import record_benchmark
 pytestmark = [pytest.mark.timeout(3600), pytest.mark.filterwarnings("default")]
 
 CONFIG = preset("emoji")
+# A step that encodes again, by one that does not. The rest of the step is the same, so 1 would say nothing.
+LEAST_FROM_CACHES = 1.03
 REPETITIONS = int(os.environ.get("POPALIGN_BENCH_REPETITIONS", "5"))
 PAIRS = CONFIG.alignment.pairs_per_step
 PARTS: dict[str, dict[str, Any]] = {
@@ -117,7 +119,7 @@ def test_caches_save_time() -> None:
         "training.caches", cached[1:], "s/step", peer=recomputed[1:], peer_name="encoded again", settings=FACTS
     )
     assert ratio is not None
-    assert ratio > 1
+    assert ratio >= LEAST_FROM_CACHES
 
 
 class SwappedPolicy:
@@ -183,6 +185,8 @@ OURS: dict[str, Callable[[], Iterator[float]]] = {
     "mixed": lambda: own_steps(mixed_precision=True),
     "mixed, compiled": lambda: own_steps(mixed_precision=True, compiled=True),
 }
+# The aim is 5, which float32 misses on two cores (docs/performance.md).
+LEAST_RATIOS = {"float32": 3.0, "mixed": 4.0}
 PEERS: dict[str, Callable[[], Iterator[float]]] = {
     "papers-way": lambda: papers_steps(1),
     "papers-way, mixed": lambda: papers_steps(1, mixed_precision=True),
@@ -200,7 +204,8 @@ def test_training_beats_the_papers_way() -> None:
         facts = FACTS | PLAIN | {"load_average": os.getloadavg()[0]}
         found = record_benchmark(name, pairs[own], "pairs/s", peer=pairs[peer], peer_name=peer, settings=facts)
         ratios[own, peer] = found
-    assert (ratios["float32", "papers-way"] or 0.0) > 1
+    for own, least in LEAST_RATIOS.items():
+        assert (ratios[own, "papers-way"] or 0.0) >= least, own
 
 
 @pytest.mark.parametrize("part", PARTS)
