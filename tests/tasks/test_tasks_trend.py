@@ -57,7 +57,7 @@ def test_the_page_has_the_numbers_of_the_tables(written_run) -> None:
             assert (row[f"{side}_low"], row[f"{side}_high"]) == (stored["low"], stored["high"])
             assert row[side] == pytest.approx(stored["value"])
     assert run.verdict == "promote"
-    assert {stage["stage"] for stage in run.stages} == {"assessment"}
+    assert {stage["stage"] for stage in run.stages} == {"assessment", "embedding"}
     text = path.read_text()
     assert all(repr(r["value"]) in text for r in rows)
 
