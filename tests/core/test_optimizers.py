@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from emoji_pairs import emoji_pairs
 from two_groups import SETTINGS, TwoGroupDenoiser, data_of, without_time
 
 from popalign_core.alignment.adapters import FullPolicy, copy_weights
@@ -36,15 +37,7 @@ def test_a_checkpoint_from_before_a_setting_goes_on(tmp_path: Path) -> None:
 
 def emoji_data() -> AlignmentData:
     model = load_sdxl(ModelSource("emoji"), device="cpu", dtype="float32")
-    return AlignmentData(
-        latent_means=torch.randn((4, 8, 16, 16), generator=torch.Generator().manual_seed(0)),
-        winner=torch.arange(2),
-        loser=torch.arange(2, 4),
-        caption=torch.zeros(2, dtype=torch.int64),
-        weight=torch.ones(2),
-        population=torch.zeros(2, dtype=torch.int64),
-        **model.encode_captions(["a photo of a judge"]),
-    )
+    return emoji_pairs(model)
 
 
 def test_eight_bit_moments_are_resumed_bit_for_bit(tmp_path: Path) -> None:

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from emoji_pairs import emoji_pairs
 
 from popalign_core.alignment.adapters import copy_weights, trainable_parameters
-from popalign_core.alignment.cache import AlignmentData
 from popalign_core.alignment.settings import AlignmentSettings
 from popalign_core.alignment.trainer import train
 from popalign_core.models.sdxl import ModelSource, load_sdxl
@@ -114,15 +114,7 @@ def test_a_bfloat16_reference_is_the_same_function_as_the_policy_in_mixed_precis
 
 def test_mixed_precision_trains_float32_weights_from_the_reference() -> None:
     model = load_sdxl(ModelSource("emoji"), device="cpu", dtype="float32")
-    data = AlignmentData(
-        latent_means=torch.randn((4, 8, 16, 16), generator=torch.Generator().manual_seed(0)),
-        winner=torch.arange(2),
-        loser=torch.arange(2, 4),
-        caption=torch.zeros(2, dtype=torch.int64),
-        weight=torch.ones(2),
-        population=torch.zeros(2, dtype=torch.int64),
-        **model.encode_captions(["a photo of a judge"]),
-    )
+    data = emoji_pairs(model)
     settings = AlignmentSettings(steps=2, pairs_per_step=2, mixed_precision=True)
     for rank in (0, 2):
         policy = make_policy(model, lora_rank=rank, seed=0, passes=PassOptions(mixed_precision=True))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from emoji_pairs import emoji_pairs
 
 from popalign_core.alignment.adapters import Policy, copy_weights
 from popalign_core.alignment.cache import AlignmentData
@@ -31,15 +32,7 @@ def deterministic(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def start(rank: int) -> tuple[Policy, AlignmentData]:
     model = load_sdxl(ModelSource("emoji"), device="cuda", dtype="float32")
-    data = AlignmentData(
-        latent_means=torch.randn((4, 8, 16, 16), generator=torch.Generator().manual_seed(0)),
-        winner=torch.arange(2),
-        loser=torch.arange(2, 4),
-        caption=torch.zeros(2, dtype=torch.int64),
-        weight=torch.ones(2),
-        population=torch.zeros(2, dtype=torch.int64),
-        **model.encode_captions(["a photo of a judge"]),
-    )
+    data = emoji_pairs(model)
     return make_policy(model, lora_rank=rank, seed=0, passes=PassOptions(mixed_precision=True)), data
 
 
